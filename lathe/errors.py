@@ -1,0 +1,47 @@
+"""One tree of errors. What a user did wrong is a `UserError`, and its message says how to mend it."""
+
+from __future__ import annotations
+
+
+class LatheError(Exception):
+    """Every error that Lathe raises on purpose."""
+
+
+class UserError(LatheError):
+    """The request, the file or the setting is wrong. Shown without a traceback."""
+
+
+class ModelNotFound(UserError):
+    """No model is known, cached or reachable by that name."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint's files are missing, damaged, or not what its config says."""
+
+
+class TemplateError(UserError):
+    """A chat template can't be read, or refuses the conversation."""
+
+
+class InvalidRequest(UserError):
+    """A request that no setting of the server could serve."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt (and what was asked for beyond it) does not fit."""
+
+    def __init__(self, num_prompt_tokens: int, max_context: int, max_tokens: int | None = None):
+        asked = "" if max_tokens is None else f" and max_tokens asks for {max_tokens} more"
+        super().__init__(
+            f"This model's maximum context length is {max_context} tokens. "
+            f"The prompt has {num_prompt_tokens} tokens{asked}. Shorten the prompt or lower max_tokens."
+        )
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_context = max_context
+
+
+class MissingExtra(LatheError):
+    """A part that needs packages which are not installed."""
+
+    def __init__(self, extra: str):
+        super().__init__(f"This needs packages that are not installed: pip install 'lathe[{extra}]'")

@@ -1,0 +1,163 @@
+"""The nouns that every room shares, and the protocol between the agent's floor and the model's.
+
+Plain frozen data, standard library only. Who makes what:
+a client's JSON or an agent's turn becomes a `Trajectory`; a `Model` answers it with a `Completion`;
+`Trajectory.extend` joins the two, and refuses when the tokens do not line up.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call. `parameters` is a JSON schema of type object, or None."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call that the model made. `arguments` is always a decoded object, never JSON text."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    A tool's result has role "tool" and names the call it answers in `tool_call_id`.
+    `reasoning` is what a thinking model wrote before its answer; it is no part of `content`.
+    """
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw tokens. The defaults change nothing about the model's distribution.
+
+    `top_k=0` and `min_p=0` mean off. `max_tokens=None` means: as much as the context holds.
+    `logprobs` is the number of alternatives to report beside each sampled token (0: only the sampled
+    token's own), None for no report to the user.
+    `repetition_penalty` divides (or multiplies, when negative) the logits of every token that the
+    prompt or the reply already holds (Keskar et al. 2019, CTRL); `presence_penalty` and
+    `frequency_penalty` look at the reply alone, as OpenAI defines them.
+    `n` asks for that many independent replies to one prompt.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A sampled token, its log-probability and the best alternatives (id, log-probability), best first.
+
+    Log-probabilities are natural logarithms of the model's own distribution: temperature 1, before
+    penalties and truncation.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model answered: the exact ids it saw, the exact ids it sampled, and their meaning.
+
+    `token_ids` ends with the end-of-sequence id when the model ended its turn.
+    `finish_reason` is "length" whenever `max_tokens` or the context cut the reply, also inside a call.
+    """
+
+    message: Message
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    num_cached_tokens: int = 0
+    weights_version: int = 0
+
+
+class TokensDoNotExtend(ValueError):
+    """A prompt does not begin with the tokens that the trajectory already holds."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A conversation and the tokens that it was: the request to a model, and a row for the trainer.
+
+    `token_ids`, `loss_mask` (True where the model sampled the token) and `logprobs` (0.0 where it did
+    not) have one length; they cover every token seen so far. Sampled text is never tokenized again.
+    `messages` may run ahead of `token_ids`: turns that no model has read yet.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    loss_mask: tuple[bool, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    weights_version: int | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    parent: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def add(self, *messages: Message) -> Trajectory:
+        """The conversation with more turns, not yet read by a model."""
+        return replace(self, messages=self.messages + messages)
+
+    def extend(self, completion: Completion) -> Trajectory:
+        """The conversation with the model's answer. Raises TokensDoNotExtend when its prompt is another one."""
+        prompt = completion.prompt_token_ids
+        if prompt[: len(self.token_ids)] != self.token_ids:
+            raise TokensDoNotExtend(
+                f"the prompt's {len(prompt)} tokens do not begin with the trajectory's {len(self.token_ids)}"
+            )
+        num_new = len(prompt) - len(self.token_ids)
+        num_sampled = len(completion.token_ids)
+        return replace(
+            self,
+            messages=(*self.messages, completion.message),
+            token_ids=prompt + completion.token_ids,
+            loss_mask=self.loss_mask + (False,) * num_new + (True,) * num_sampled,
+            logprobs=self.logprobs + (0.0,) * num_new + tuple(entry.logprob for entry in completion.logprobs),
+            weights_version=completion.weights_version,
+        )
+
+
+class Model(Protocol):
+    """Anything that answers a trajectory: the engine in this process, or a server over HTTP."""
+
+    async def complete(self, trajectory: Trajectory, sampling: SamplingParams | None = None) -> Completion:
+        """One answer. `sampling=None` means the model's own defaults. Raises errors.PromptTooLong."""
+        ...
