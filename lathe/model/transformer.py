@@ -1,0 +1,181 @@
+"""The decoder: dense or with experts, one forward pass for training and for serving.
+
+All sequences of a step lie one after another in a single axis; there is no batch axis and no padding. How
+attention reads other tokens, and how experts are computed, is passed in.
+
+Shapes: T tokens of the step, D hidden size, H query heads, K key-value heads, d head dimension, V vocabulary,
+E experts, k experts per token, I intermediate size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lathe.model.config import ModelConfig
+from lathe.model.rope import rope_tables, rotate
+
+# (layer, q_THd, k_TKd, v_TKd) -> out_THd
+Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# (x_TD, gate_up [E, 2I, D], down [E, D, I], expert_ids_Tk, weights_Tk) -> out_TD;
+# the two weights are tensors, or give one expert's matrix when indexed by its number
+RunExperts: TypeAlias = Callable[[Tensor, Any, Any, Tensor, Tensor], Tensor]
+
+
+class Transformer(nn.Module):
+    """The weights of a decoder, and its forward pass.
+
+    Its weights' names are Hugging Face's without the leading "model.", but for a layer's experts: they are
+    stacked in mlp.experts.gate_up_proj [E, 2I, D] (gate above up) and mlp.experts.down_proj [E, D, I].
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, **factory) for layer in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
+        self.lm_head = (
+            None if config.tie_word_embeddings else linear(config.hidden_size, config.vocab_size, **factory)
+        )
+
+    def forward(
+        self, token_ids_T: Tensor, positions_T: Tensor, attend: Attend, run_experts: RunExperts
+    ) -> Tensor:
+        """Hidden states [T, D] after the last norm, for `logits`. Positions count within each sequence."""
+        rope = rope_tables(self.config, positions_T)
+        x_TD = self.embed_tokens(token_ids_T)
+        for layer in self.layers:
+            x_TD = layer(x_TD, rope, attend, run_experts)
+        return self.norm(x_TD)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Scores of every token of the vocabulary, [T, V]. Pass only the rows that are needed: V is large."""
+        if self.lm_head is None:
+            return F.linear(hidden_TD, self.embed_tokens.weight)
+        return self.lm_head(hidden_TD)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, **factory: Any):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
+        self.self_attn = Attention(config, layer, **factory)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
+        self.mlp = MoE(config, **factory) if config.is_sparse(layer) else MLP(config, **factory)
+
+    def forward(
+        self, x_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, run_experts: RunExperts
+    ) -> Tensor:
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, attend)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), run_experts)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, **factory: Any):
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = linear(width, config.num_heads * config.head_dim, bias=bias, **factory)
+        self.k_proj = linear(width, config.num_kv_heads * config.head_dim, bias=bias, **factory)
+        self.v_proj = linear(width, config.num_kv_heads * config.head_dim, bias=bias, **factory)
+        self.o_proj = linear(config.num_heads * config.head_dim, width, **factory)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
+
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        heads = (-1, self.head_dim)
+        q_THd = self.q_proj(x_TD).unflatten(-1, heads)
+        k_TKd = self.k_proj(x_TD).unflatten(-1, heads)
+        v_TKd = self.v_proj(x_TD).unflatten(-1, heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_THd, k_TKd = self.q_norm(q_THd), self.k_norm(k_TKd)
+        out_THd = attend(self.layer, rotate(q_THd, *rope), rotate(k_TKd, *rope), v_TKd)
+        return self.o_proj(out_THd.flatten(-2))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig, **factory: Any):
+        super().__init__()
+        self.gate_proj = linear(config.hidden_size, config.intermediate_size, **factory)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size, **factory)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size, **factory)
+
+    def forward(self, x_TD: Tensor, run_experts: RunExperts) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+
+
+class MoE(nn.Module):
+    """Every token goes to its k best experts of E; no shared expert."""
+
+    def __init__(self, config: ModelConfig, **factory: Any):
+        super().__init__()
+        self.num_experts_per_tok = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        self.gate = linear(config.hidden_size, config.num_experts, **factory)
+        self.experts = Experts(config, **factory)
+
+    def forward(self, x_TD: Tensor, run_experts: RunExperts) -> Tensor:
+        expert_ids_Tk, weights_Tk = self.route(x_TD)
+        return run_experts(x_TD, self.experts.gate_up(), self.experts.down(), expert_ids_Tk, weights_Tk)
+
+    def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Expert ids and their weights, each [T, k], best first.
+
+        The softmax runs over all experts, before the choice, and in fp32: bf16 makes ties of close experts.
+        """
+        probs_TE = self.gate(x_TD).softmax(-1, dtype=torch.float32)
+        weights_Tk, expert_ids_Tk = probs_TE.topk(self.num_experts_per_tok, dim=-1)
+        if self.norm_topk_prob:
+            weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
+        return expert_ids_Tk, weights_Tk.to(x_TD.dtype)
+
+
+class Experts(nn.Module):
+    """The weights of a layer's experts; each expert is an MLP of its own."""
+
+    def __init__(self, config: ModelConfig, **factory: Any):
+        super().__init__()
+        num_experts, width, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * inner, width, **factory))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, width, inner, **factory))
+
+    def gate_up(self) -> Tensor:
+        """[E, 2I, D]: the rows of gate, then the rows of up."""
+        return self.gate_up_proj
+
+    def down(self) -> Tensor:
+        """[E, D, I]"""
+        return self.down_proj
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, summed in fp32 whatever x's dtype."""
+
+    def __init__(self, width: int, eps: float, **factory: Any):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, **factory))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def linear(num_in: int, num_out: int, *, bias: bool = False, **factory: Any) -> nn.Linear:
+    return nn.Linear(num_in, num_out, bias=bias, **factory)
