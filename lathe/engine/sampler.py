@@ -1,0 +1,139 @@
+"""From logits to the next token: penalties, temperature, truncation, one uniform number a token.
+
+Order: repetition, presence and frequency penalties, temperature, top_k, top_p, min_p (the order of
+transformers' warpers). A sequence is drawn by itself from its own generator, so its tokens never depend on
+the batch.
+
+Shapes: V vocabulary; C candidates that truncation left, best first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lathe.engine.sequence import History, Sequence
+from lathe.errors import InvalidRequest
+from lathe.types import SamplingParams, TokenLogprob
+
+# top_p needs the tokens in order, but hardly ever many: sorting these first is exact and saves the rest.
+FIRST_CANDIDATES = 512
+
+
+def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[TokenLogprob]:
+    """One token for each row. Log-probabilities are those of the raw logits (see types.TokenLogprob)."""
+    logits_SV = logits_SV.float()
+    greedy_S = logits_SV.argmax(dim=-1).tolist()
+    normalizer_S = logits_SV.logsumexp(dim=-1)
+    results = []
+    for row, sequence in enumerate(sequences):
+        logits_V = logits_SV[row]
+        if _has_penalties(sequence.sampling):
+            token_id = _draw(_penalized(logits_V, sequence), sequence)
+        elif sequence.sampling.temperature == 0:
+            token_id = greedy_S[row]
+        else:
+            token_id = _draw(logits_V, sequence)
+        results.append(_report(token_id, logits_V, normalizer_S[row], sequence.sampling.logprobs or 0))
+    return results
+
+
+def check_sampling(sampling: SamplingParams) -> None:
+    """Raises InvalidRequest for numbers that have no meaning, naming the first one."""
+    rules = [
+        ("temperature", sampling.temperature, 0.0 <= sampling.temperature < math.inf, "at least 0"),
+        ("top_p", sampling.top_p, 0.0 < sampling.top_p <= 1.0, "more than 0 and at most 1"),
+        ("top_k", sampling.top_k, sampling.top_k >= 0, "at least 0 (0 is off)"),
+        ("min_p", sampling.min_p, 0.0 <= sampling.min_p <= 1.0, "from 0 to 1"),
+        (
+            "repetition_penalty",
+            sampling.repetition_penalty,
+            0 < sampling.repetition_penalty < math.inf,
+            "above 0",
+        ),
+        ("presence_penalty", sampling.presence_penalty, math.isfinite(sampling.presence_penalty), "a number"),
+        (
+            "frequency_penalty",
+            sampling.frequency_penalty,
+            math.isfinite(sampling.frequency_penalty),
+            "a number",
+        ),
+        (
+            "max_tokens",
+            sampling.max_tokens,
+            sampling.max_tokens is None or sampling.max_tokens >= 1,
+            "at least 1",
+        ),
+        ("logprobs", sampling.logprobs, sampling.logprobs is None or sampling.logprobs >= 0, "at least 0"),
+        ("n", sampling.n, sampling.n >= 1, "at least 1"),
+    ]
+    for name, value, is_valid, meaning in rules:
+        if not is_valid:
+            raise InvalidRequest(f"{name} is {value}, but it must be {meaning}.")
+
+
+def _has_penalties(sampling: SamplingParams) -> bool:
+    return (
+        sampling.repetition_penalty != 1.0
+        or sampling.presence_penalty != 0.0
+        or sampling.frequency_penalty != 0.0
+    )
+
+
+def _penalized(logits_V: Tensor, sequence: Sequence) -> Tensor:
+    sampling = sequence.sampling
+    if sequence.history is None:
+        sequence.history = History(logits_V.shape[-1], logits_V.device)
+    history = sequence.history
+    history.note(sequence)
+    factor = sampling.repetition_penalty
+    repeated_V = torch.where(logits_V > 0, logits_V / factor, logits_V * factor)
+    logits_V = torch.where(history.seen_V, repeated_V, logits_V)
+    return (
+        logits_V
+        - sampling.presence_penalty * (history.counts_V > 0)
+        - sampling.frequency_penalty * history.counts_V
+    )
+
+
+def _draw(logits_V: Tensor, sequence: Sequence) -> int:
+    sampling = sequence.sampling
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    # float64: a cumulative sum over 150,000 probabilities must end at 1.
+    probs_V = torch.softmax(logits_V.double() / sampling.temperature, dim=-1)
+    probs_C, ids_C = _truncated(probs_V, sampling.top_k, sampling.top_p, sampling.min_p)
+    cumulative_C = probs_C.cumsum(dim=-1)
+    point = sequence.random.random() * float(cumulative_C[-1])
+    index = int(torch.searchsorted(cumulative_C, point, right=True))
+    return int(ids_C[min(index, len(ids_C) - 1)])
+
+
+def _truncated(probs_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
+    """The candidates that stay, best first, and their probabilities (not normalized again)."""
+    vocab_size = probs_V.shape[-1]
+    if top_k <= 0 and top_p >= 1.0 and min_p <= 0.0:
+        return probs_V, torch.arange(vocab_size, device=probs_V.device)
+    limit = min(top_k, vocab_size) if top_k > 0 else vocab_size
+    count = limit if top_k > 0 else min(FIRST_CANDIDATES, vocab_size)
+    while True:
+        probs_C, ids_C = probs_V.topk(count)
+        total = float(probs_C.sum()) if top_k > 0 else 1.0
+        before_C = probs_C.cumsum(dim=-1) - probs_C
+        keep_C = (before_C < top_p * total) & (probs_C >= min_p * probs_C[0])
+        keep_C[0] = True  # however small top_p is, one token stays
+        if not bool(keep_C[-1]) or count == limit:
+            return probs_C[keep_C], ids_C[keep_C]
+        count = min(count * 8, limit)
+
+
+def _report(token_id: int, logits_V: Tensor, normalizer: Tensor, num_top: int) -> TokenLogprob:
+    logprob = float(logits_V[token_id] - normalizer)
+    if num_top == 0:
+        return TokenLogprob(token_id, logprob)
+    values, ids = logits_V.topk(min(num_top, logits_V.shape[-1]))
+    return TokenLogprob(
+        token_id, logprob, tuple(zip(ids.tolist(), (values - normalizer).tolist(), strict=True))
+    )

@@ -1,0 +1,91 @@
+"""One reply in the making, as the engine sees it: token ids, pages, and where it stands."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from lathe.engine.kv_cache import PAGE_SIZE
+from lathe.kernels.attention import Span
+from lathe.types import FinishReason, SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the engine reports after a step: a token, why the reply ended, or what went wrong."""
+
+    token: TokenLogprob | None = None
+    finish_reason: FinishReason | None = None
+    error: BaseException | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+class History:
+    """Which tokens a sequence holds and how often its reply said them, kept up to date for the penalties."""
+
+    def __init__(self, vocab_size: int, device: torch.device):
+        self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.counts_V = torch.zeros(vocab_size, device=device)
+        self._num_noted = 0
+
+    def note(self, sequence: Sequence) -> None:
+        """Take in the tokens that came since the last call."""
+        prompt_end = max(len(sequence.prompt_token_ids), self._num_noted)
+        new = torch.tensor(sequence.token_ids[self._num_noted :], device=self.seen_V.device, dtype=torch.long)
+        said = torch.tensor(sequence.token_ids[prompt_end:], device=self.seen_V.device, dtype=torch.long)
+        self.seen_V[new] = True
+        self.counts_V.index_add_(0, said, torch.ones(len(said), device=said.device))
+        self._num_noted = len(sequence.token_ids)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`token_ids` is the prompt and the reply so far; the cache holds the first `num_computed` of them."""
+
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_new_tokens: int
+    report: Callable[[Sampled], None]
+    token_ids: list[int] = field(init=False)
+    pages: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    cancelled: bool = False
+    history: History | None = None
+    # One generator a sequence: what is drawn never depends on who else is in the batch.
+    random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_token_ids)
+        self.random = random.Random(self.sampling.seed)
+
+    @property
+    def num_waiting(self) -> int:
+        """Tokens that the model has not read yet: 1 while decoding, more while the prompt is read."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_new(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    def slots(self, first: int, last: int) -> list[int]:
+        """The cache slots of positions [first, last)."""
+        return [self.pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in range(first, last)]
+
+    def span(self, start: int, num_queries: int) -> Span:
+        """This sequence's share of a step whose `num_queries` tokens stand at `start` in the packed axis."""
+        length = self.num_computed + num_queries
+        runs: list[tuple[int, int]] = []
+        for index in range((length + PAGE_SIZE - 1) // PAGE_SIZE):
+            first = self.pages[index] * PAGE_SIZE
+            last = first + min(PAGE_SIZE, length - index * PAGE_SIZE)
+            if runs and runs[-1][1] == first:
+                runs[-1] = (runs[-1][0], last)
+            else:
+                runs.append((first, last))
+        return Span(start, num_queries, tuple(runs))

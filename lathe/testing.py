@@ -1,0 +1,137 @@
+"""Doubles for tests that need a model to say exact words. Everything around those words is the real thing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from lathe.engine.llm import LLM
+from lathe.engine.sequence import Sampled
+from lathe.errors import PromptTooLong
+from lathe.text.chat_template import ChatTemplate
+from lathe.text.tokenizer import Tokenizer
+from lathe.types import SamplingParams, TokenLogprob
+
+QWEN_MARKS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>",
+    "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>",
+    "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Line:
+    """A reply being spoken."""
+
+    token_ids: list[int]
+    report: Callable[[Sampled], None]
+    max_tokens: int | None
+    cancelled: bool = False
+
+
+class ScriptedEngine:
+    """Speaks the next reply of its script to each request, one token at a time, with probability 1.
+
+    A reply of None, or the script's end, means: say nothing and end the turn. `prompts` records what was asked.
+    `delay_s` is the pause before each token.
+    """
+
+    weights_version = 0
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        replies: Iterable[str | None],
+        *,
+        max_context: int = 32_768,
+        delay_s: float = 0.0,
+    ):
+        self.tokenizer = tokenizer
+        self.max_context = max_context
+        self.eos_token_ids = frozenset({tokenizer.special_tokens["<|im_end|>"]})
+        self.prompts: list[tuple[int, ...]] = []
+        self.num_open = 0
+        self._replies = iter(replies)
+        self._delay_s = delay_s
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    def submit(
+        self,
+        prompt_token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        report: Callable[[Sampled], None],
+    ) -> _Line:
+        if len(prompt_token_ids) >= self.max_context:
+            raise PromptTooLong(len(prompt_token_ids), self.max_context)
+        with self._lock:
+            self.prompts.append(prompt_token_ids)
+            reply = next(self._replies, None) or ""
+            self.num_open += 1
+        ids = self.tokenizer.encode(reply, allow_special=True) + sorted(self.eos_token_ids)
+        line = _Line(ids, report, sampling.max_tokens)
+        threading.Thread(target=self._speak, args=(line,), daemon=True).start()
+        return line
+
+    def cancel(self, sequence: _Line) -> None:
+        sequence.cancelled = True
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _speak(self, line: _Line) -> None:
+        for place, token_id in enumerate(line.token_ids):
+            if self._closed.wait(self._delay_s) or line.cancelled:
+                break
+            is_cut = place + 1 == line.max_tokens
+            is_end = place + 1 == len(line.token_ids)
+            reason = "stop" if is_end else "length" if is_cut else None
+            line.report(Sampled(TokenLogprob(token_id, 0.0, ((token_id, 0.0),)), reason))
+            if reason:
+                break
+        with self._lock:
+            self.num_open -= 1
+
+
+class ScriptedModel(LLM):
+    """A model that says exactly these replies, in order: `ScriptedModel("echo hi", None)`.
+
+    A reply may hold control tokens, as a real model's does (`<tool_call>` …). With a tiny byte-level
+    tokenizer and the built-in chat template unless others are given.
+    """
+
+    engine: ScriptedEngine
+
+    def __init__(
+        self,
+        *replies: str | None,
+        tokenizer: Tokenizer | None = None,
+        template: ChatTemplate | None = None,
+        max_context: int = 32_768,
+        delay_s: float = 0.0,
+    ):
+        tokenizer = tokenizer or tiny_tokenizer()
+        self._assemble(
+            engine=ScriptedEngine(tokenizer, replies, max_context=max_context, delay_s=delay_s),
+            tokenizer=tokenizer,
+            template=template or ChatTemplate.builtin(),
+            model_id="scripted",
+            default_sampling=SamplingParams(),
+        )
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer without merges, with Qwen's control tokens: 256 + 15 ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = RawTokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return Tokenizer(
+        raw,
+        special_tokens={mark: len(alphabet) + i for i, mark in enumerate(QWEN_MARKS)},
+        eos_token="<|im_end|>",
+    )
