@@ -6,6 +6,7 @@ Text is none of its business: tokenizing, stop strings and tool calls live in `r
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -77,6 +78,8 @@ class Engine:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="lathe-engine", daemon=True)
         self._thread.start()
+        # A script may end without closing; a thread inside PyTorch must not outlive the interpreter.
+        atexit.register(self.close)
 
     def submit(
         self,
@@ -116,6 +119,7 @@ class Engine:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
     @property
     def num_running(self) -> int:
