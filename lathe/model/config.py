@@ -1,4 +1,4 @@
-"""What a model is: its sizes and the flags that change its maths. Both directions of Hugging Face's config.json."""
+"""What a model is: its sizes, and the flags that change its maths. Reads and writes config.json."""
 
 from __future__ import annotations
 
@@ -339,7 +339,7 @@ def _check_product(yarn: YarnConfig, longest: int) -> None:
         return
     raise CheckpointError(
         f"YaRN's factor {yarn.factor:g} times original_max_position_embeddings {original} is {product}, but "
-        f"max_position_embeddings is {longest}. To stretch this model to {round(yarn.factor * longest)} positions, "
-        f"write original_max_position_embeddings {longest}. If it was stretched from {original} to {longest} "
-        f"already, write factor {longest / original:g}."
+        f"max_position_embeddings is {longest}. To stretch this model to {round(yarn.factor * longest)} "
+        f"positions, write original_max_position_embeddings {longest}. If it was stretched from {original} "
+        f"to {longest} already, write factor {longest / original:g}."
     )

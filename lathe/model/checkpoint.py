@@ -1,0 +1,205 @@
+"""A checkpoint on disk, both directions: what is in it, loading it into a `Transformer`, saving one.
+
+Two formats: a folder in Hugging Face's layout (weights.py reads its safetensors), and a GGUF file
+(gguf.py).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lathe.errors import CheckpointError
+from lathe.model import gguf
+from lathe.model.config import ModelConfig
+from lathe.model.quantization import quantization_config
+from lathe.model.safetensors import write_safetensors
+from lathe.model.transformer import Transformer
+from lathe.model.weights import (
+    INDEX,
+    SINGLE,
+    Progress,
+    cut_shards,
+    outgoing,
+    read_json,
+    read_weights,
+    weight_files,
+)
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers were read. `quantization` is "fp8" for block FP8, else None.
+
+    `generation_config` holds at least the token ids (eos_token_id …) that the checkpoint names anywhere.
+    """
+
+    path: Path
+    format: Literal["safetensors", "gguf"]
+    config: ModelConfig
+    generation_config: dict[str, Any]
+    chat_template: str | None
+    gguf_metadata: dict[str, Any] | None = None
+    quantization: str | None = None
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Reads the headers of a folder (config.json and safetensors) or of a .gguf file.
+
+    Raises CheckpointError when files are missing, damaged, or describe what does not run here.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return _open_gguf(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is neither a folder nor a .gguf file")
+    if not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path} has no config.json: it is no model in Hugging Face's layout, or not whole"
+        )
+    config = read_json(path / "config.json")
+    weight_files(path)
+    generation = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
+    if (path / "generation_config.json").exists():
+        generation |= read_json(path / "generation_config.json")
+    return Checkpoint(
+        path=path,
+        format="safetensors",
+        config=ModelConfig.from_hf(config),
+        generation_config=generation,
+        chat_template=_read_chat_template(path),
+        quantization=_read_quantization(config),
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = gguf.open_gguf(path)
+    return Checkpoint(
+        path=path,
+        format="gguf",
+        config=file.config,
+        generation_config=file.generation_config,
+        chat_template=file.chat_template,
+        gguf_metadata=file.metadata,
+    )
+
+
+def _read_chat_template(path: Path) -> str | None:
+    if (path / "chat_template.jinja").exists():
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (path / "tokenizer_config.json").exists():
+        return None
+    template = read_json(path / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several, by name
+        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def _read_quantization(config: Mapping[str, Any]) -> str | None:
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return None
+    method = quantization.get("quant_method")
+    if method != "fp8":
+        raise CheckpointError(
+            f"the weights are quantized by {method!r}; of those, only block FP8 (fp8) is read"
+        )
+    if (
+        quantization.get("weight_block_size") != [128, 128]
+        or quantization.get("activation_scheme") == "static"
+    ):
+        raise CheckpointError(
+            "FP8 weights are read only with weight_block_size [128, 128] and activation_scheme dynamic"
+        )
+    return "fp8"
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    keep_fp8: bool = False,
+    progress: Progress | None = None,
+) -> Transformer:
+    """The model, on its device, in `dtype`; without it fp32 on a CPU, elsewhere what the config says.
+
+    (On a CPU without bf16 units, bf16 arithmetic is some 40 times slower.) Weights that need no change stay
+    mapped from the file; the others are copied into place one by one, so memory holds the model once.
+    `keep_fp8` leaves block-FP8 weights at one byte, to be dequantized on every use.
+
+    Raises CheckpointError that names missing, extra and misshapen tensors.
+    """
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else getattr(torch, checkpoint.config.dtype)
+    model = Transformer(checkpoint.config, device="meta", dtype=dtype)
+    if checkpoint.format == "gguf":
+        weights = {name: torch.empty_like(meta, device=device) for name, meta in model.state_dict().items()}
+        gguf.load_into(weights, gguf.open_gguf(checkpoint.path), progress)
+    else:
+        weights = read_weights(checkpoint.path, model, device, keep_fp8, progress)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def save_model(
+    model: Transformer,
+    folder: Path | str,
+    *,
+    fp8: bool = False,
+    shard_bytes: float = 5e9,
+    generation_config: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Writes config.json and safetensors that transformers loads, in the model's dtype or in block FP8.
+
+    Experts are written one by one, as in the published checkpoints. Everything is written beside the old
+    files first and renamed when complete: a crash while writing leaves them as they were.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = list(outgoing(model, fp8))
+    shards = list(cut_shards(tensors, shard_bytes))
+    done, total = 0, sum(tensor.num_bytes for tensor in tensors)
+
+    def on_written(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress:
+            progress(done, total)
+
+    dtype = model.norm.weight.dtype
+    config = replace(model.config, dtype=str(dtype).removeprefix("torch.")).to_hf()
+    if fp8:
+        config["quantization_config"] = quantization_config(model.config)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging_name:
+        staging = Path(staging_name)
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            write_safetensors(staging / name, shard, on_written)
+            weight_map |= {tensor.name: name for tensor in shard}
+        if len(shards) > 1:
+            write_json(staging / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        if generation_config is not None:
+            write_json(staging / "generation_config.json", generation_config)
+        write_json(staging / "config.json", config)
+        written = {path.name for path in staging.iterdir()}
+        for name in written:
+            (staging / name).replace(folder / name)
+    for path in [*folder.glob("model*.safetensors"), folder / INDEX]:  # of a former save, in other shards
+        if path.name not in written:
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

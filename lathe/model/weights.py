@@ -1,0 +1,256 @@
+"""The weights in a folder of safetensors, both directions. Owns the names of Hugging Face's tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lathe.errors import CheckpointError
+from lathe.model.config import ModelConfig
+from lathe.model.quantization import (
+    FP8,
+    block_scales,
+    dequantize_blocks,
+    keep_fp8_weights,
+    num_blocks,
+    quantize_blocks,
+)
+from lathe.model.safetensors import Outgoing, StoredTensor, read_safetensors
+from lathe.model.transformer import Transformer
+
+Progress: TypeAlias = Callable[[int, int], None]  # (bytes done, bytes in total)
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SCALE = "_scale_inv"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model. Raises CheckpointError when one is missing."""
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    if not (folder / INDEX).exists():
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+            raise CheckpointError(
+                f"{folder} holds pickled weights, which can run code; save them as safetensors"
+            )
+        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    missing = [shard for shard in shards if not (folder / shard).exists()]
+    if missing or not shards:
+        raise CheckpointError(f"{folder} lacks {len(missing)} of {len(shards)} shards: {_first_ten(missing)}")
+    return [folder / shard for shard in shards]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return content
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor of a file lives in the model: a weight, or one expert's share of a stacked one."""
+
+    weight: str
+    expert: int | None = None
+    half: int | None = None  # of gate_up_proj: 0 the rows of gate, 1 those of up
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The view of the weight (or of its scales) that belongs to the slot."""
+        if self.expert is not None:
+            tensor = tensor[self.expert]
+        if self.half is not None:
+            tensor = tensor.chunk(2)[self.half]
+        return tensor
+
+
+def tensor_slots(model: Transformer, *, stacked_experts: bool = False) -> dict[str, Slot]:
+    """Hugging Face's name of every weight -> where it lives in the model.
+
+    Published files hold experts one by one. A file may also hold them stacked, as transformers 5
+    does in memory.
+    """
+    slots = {}
+    for name in model.state_dict():
+        if name.endswith(SCALE):
+            continue
+        hf_name = name if name.startswith("lm_head.") else f"model.{name}"
+        prefix, experts, kind = hf_name.partition(".mlp.experts.")
+        if not experts or stacked_experts:
+            slots[hf_name] = Slot(name)
+            continue
+        for expert in range(model.config.num_experts):
+            if kind == "down_proj":
+                slots[f"{prefix}{experts}{expert}.down_proj.weight"] = Slot(name, expert)
+            else:
+                slots[f"{prefix}{experts}{expert}.gate_proj.weight"] = Slot(name, expert, 0)
+                slots[f"{prefix}{experts}{expert}.up_proj.weight"] = Slot(name, expert, 1)
+    return slots
+
+
+def read_weights(
+    folder: Path,
+    model: Transformer,
+    device: torch.device,
+    keep_fp8: bool,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """The weights of a model that stands on the meta device, by their names in its state dict.
+
+    With `keep_fp8` the model's FP8 layers are swapped for ones that stay so.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        stored |= read_safetensors(path)
+    stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in stored)
+    slots = tensor_slots(model, stacked_experts=stacked)
+    _check_stored(folder, model, slots, stored)
+    if keep_fp8:
+        keep_fp8_weights(model, {slot.weight for name, slot in slots.items() if stored[name].dtype == FP8})
+    meta = model.state_dict()
+    weights: dict[str, Tensor] = {}
+
+    def copy(weight: str, slot: Slot, tensor: Tensor) -> None:
+        if weight not in weights:
+            weights[weight] = torch.empty_like(meta[weight], device=device)
+        slot.of(weights[weight]).copy_(tensor)
+
+    done, total = 0, sum(tensor.num_bytes for tensor in stored.values())
+    for name in sorted(
+        slots, key=lambda name: (stored[name].path, stored[name].start)
+    ):  # as the disk has them
+        slot, source, scale = slots[name], stored[name], stored.get(name + SCALE)
+        target = meta[slot.weight]
+        values = source.read()
+        if scale is not None and target.dtype != FP8:
+            copy(slot.weight, slot, dequantize_blocks(values, scale.read(), target.dtype))
+            source.release()
+        elif values.dtype == target.dtype and values.shape == target.shape and values.device == device:
+            weights[slot.weight] = values  # as it lies in the file
+        else:
+            copy(slot.weight, slot, values)
+            source.release()
+        if scale is not None and target.dtype == FP8:
+            copy(slot.weight + SCALE, slot, scale.read())
+        done += source.num_bytes + (scale.num_bytes if scale else 0)
+        if progress:
+            progress(done, total)
+    return weights
+
+
+def _check_stored(
+    folder: Path, model: Transformer, slots: Mapping[str, Slot], stored: Mapping[str, StoredTensor]
+) -> None:
+    """Raises CheckpointError unless the files hold exactly the model's weights."""
+    meta = model.state_dict()
+    expected = {name: tuple(slot.of(meta[slot.weight]).shape) for name, slot in slots.items()}
+    for name, tensor in stored.items():
+        if tensor.dtype == FP8 and name in slots:
+            *stack, rows, columns = expected[name]
+            expected[name + SCALE] = (*stack, num_blocks(rows), num_blocks(columns))
+        elif name in slots and not tensor.dtype.is_floating_point:
+            raise CheckpointError(
+                f"{name} in {tensor.path} holds {tensor.dtype}: these weights are not supported"
+            )
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in stored]
+    extra = [
+        f"{name} {list(tensor.shape)} in {tensor.path.name}"
+        for name, tensor in stored.items()
+        if name not in expected and not _is_redundant(name, model.config, stored)
+    ]
+    misshapen = [
+        f"{name} is {list(stored[name].shape)} in {stored[name].path.name} and should be {list(shape)}"
+        for name, shape in expected.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    refuse(folder, missing, extra, misshapen)
+
+
+def _is_redundant(name: str, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> bool:
+    """Old files carry the rotary frequencies, and tied models sometimes their head."""
+    if name.endswith(".rotary_emb.inv_freq"):
+        return True
+    if (
+        name != "lm_head.weight"
+        or not config.tie_word_embeddings
+        or "model.embed_tokens.weight" not in stored
+    ):
+        return False
+    head, embedding = stored[name], stored["model.embed_tokens.weight"]
+    same = head.shape == embedding.shape and torch.equal(head.read(), embedding.read())
+    head.release()
+    embedding.release()
+    if not same:
+        raise CheckpointError(
+            f"config.json says tie_word_embeddings, but lm_head.weight in {head.path} differs from the "
+            "embedding. Set tie_word_embeddings to false to use the head."
+        )
+    return True
+
+
+def refuse(path: Path, missing: list[str], extra: list[str], misshapen: list[str]) -> None:
+    kinds = {"missing": missing, "not of this model": extra, "misshapen": misshapen}
+    complaints = [f"{len(names)} {kind}: {_first_ten(names)}" for kind, names in kinds.items() if names]
+    if complaints:
+        raise CheckpointError(
+            f"{path} does not hold the weights that its config describes. " + ". ".join(complaints) + "."
+        )
+
+
+def _first_ten(names: list[str]) -> str:
+    rest = f", and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + rest
+
+
+def outgoing(model: Transformer, fp8: bool) -> Iterator[Outgoing]:
+    """Every tensor of the file. Norms, embedding, head, router and biases are never quantized."""
+    state = model.state_dict()
+    dtype = model.norm.weight.dtype
+    for name, slot in tensor_slots(model).items():
+        weight = slot.of(state[slot.weight])
+        shape = tuple(weight.shape)
+        if weight.dtype == FP8:
+            scale = slot.of(state[slot.weight + SCALE])
+            if fp8:
+                yield Outgoing(name, FP8, shape, partial(_as_is, weight))
+                yield Outgoing(name + SCALE, scale.dtype, tuple(scale.shape), partial(_as_is, scale))
+            else:
+                yield Outgoing(name, dtype, shape, partial(dequantize_blocks, weight, scale, dtype))
+        elif fp8 and name.endswith("_proj.weight"):
+            blocks = (num_blocks(shape[0]), num_blocks(shape[1]))
+            yield Outgoing(name, FP8, shape, partial(_fp8_values, weight))
+            yield Outgoing(name + SCALE, torch.bfloat16, blocks, partial(block_scales, weight))
+        else:
+            yield Outgoing(name, weight.dtype, shape, partial(_as_is, weight))
+
+
+def _as_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _fp8_values(weight: Tensor) -> Tensor:
+    return quantize_blocks(weight)[0]
+
+
+def cut_shards(tensors: list[Outgoing], shard_bytes: float) -> Iterator[list[Outgoing]]:
+    """Cuts the list where a file would grow beyond `shard_bytes`."""
+    shard: list[Outgoing] = []
+    size = 0
+    for tensor in tensors:
+        if shard and size + tensor.num_bytes > shard_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += tensor.num_bytes
+    yield shard
