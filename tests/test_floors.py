@@ -11,7 +11,7 @@ FLOORS = [
     {"types", "errors", "config", "log"},
     {"text", "model", "kernels", "sandbox", "client"},
     {"engine", "agent", "tasks", "data"},
-    {"rollout", "server", "auto", "testing"},
+    {"rollout", "server", "terminal", "auto", "testing"},
     {"synth", "train", "evals"},
     {"improve", "cli"},
 ]

@@ -1,0 +1,301 @@
+"""The command line: one function a verb, each thin. What is heavy is imported when a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import lathe
+from lathe.errors import LatheError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lathe.engine.llm import LLM
+
+
+class Verbs(TyperGroup):
+    """Shows what a user did wrong as one line. --debug shows where it was noticed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LatheError as error:
+            if ctx.params["debug"]:
+                raise
+            stderr().print(f"[bold red]Error:[/bold red] [red]{escape(str(error))}[/red]", soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="smollm2, a folder, a .gguf file, or a Hugging Face id")
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest prompt and reply together, in tokens. As the model and memory allow."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16 or float16. auto: float32 on a CPU, else as stored.")
+]
+Yarn = Annotated[
+    float | None, typer.Option(help="Stretch the context by this factor (Qwen3-Coder: 4, to 1M tokens).")
+]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens.")]
+Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share.")]
+TopK = Annotated[int | None, typer.Option(min=0, help="Draw from this many likeliest tokens. 0: all.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed draws the same reply.")]
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    """Run, serve and convert open coding models."""
+    if version:
+        print(f"lathe {lathe.__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    model: ModelName = "smollm2",
+    host: Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0: all of them.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on. 0: any free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LATHE_API_KEY", help="Ask every client for this key.")
+    ] = None,
+    max_context: MaxContext = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    yarn: Yarn = None,
+) -> None:
+    """Serve a model behind an OpenAI-compatible endpoint."""
+    import logging
+
+    from lathe.server import run
+    from lathe.server.app import create_app
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("lathe").setLevel(logging.INFO)
+    out = stderr()
+    # Before the model loads: a port in use is better known now than in some minutes.
+    bound = run.bind(host, port)
+    with load(model, max_context, device, dtype, yarn, out) as llm:
+        url = run.base_url(bound)
+        if not run.is_loopback(bound) and api_key is None:
+            out.print("[yellow]Anyone who reaches this machine may use the model: set --api-key.[/yellow]")
+
+        def show_how_to_ask() -> None:
+            out.print(f"Serving at {url}/v1 (Ctrl-C stops). Try:", highlight=False, soft_wrap=True)
+            print(run.curl_line(url, api_key), flush=True)
+
+        run.run(create_app(llm, api_key=api_key), bound, show_how_to_ask)
+
+
+@app.command()
+def chat(
+    model: ModelName = "smollm2",
+    system: Annotated[str | None, typer.Option(help="Instructions before the first turn.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    max_context: MaxContext = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    yarn: Yarn = None,
+) -> None:
+    """Talk with a model in the terminal. Piped input is read as one turn a line."""
+    from lathe.terminal import talk
+
+    out = stderr()
+    with load(model, max_context, device, dtype, yarn, out) as llm:
+        sampling = changed(
+            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        if sys.stdin.isatty():
+            out.print("[dim]/help lists what else you can type.[/dim]")
+            turns = talk.typed_turns(Path(typer.get_app_dir("lathe")) / "chat_history")
+        else:
+            turns = talk.piped_turns(sys.stdin)
+        talk.converse(llm, turns, sampling, out, system=system)
+
+
+@app.command()
+def generate(
+    model: ModelName,
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Ask it as a user's turn instead.")] = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text. May be repeated.")] = None,
+    max_context: MaxContext = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    yarn: Yarn = None,
+) -> None:
+    """Continue a raw text, or answer it with --chat. The continuation alone goes to standard output."""
+    from lathe.terminal import talk
+    from lathe.types import Message
+
+    out = stderr()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with load(model, max_context, device, dtype, yarn, out) as llm:
+        sampling = changed(
+            llm,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=tuple(stop) if stop else None,
+        )
+        if chat:
+            chunks = llm.stream_chat([Message("user", text)], sampling=sampling)
+        else:
+            chunks = llm.stream_generate(text, sampling=sampling)
+        talk.show(chunks, sys.stdout, out)
+
+
+@app.command()
+def convert(
+    source: ModelName,
+    target: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for safetensors.")],
+    type: Annotated[
+        str | None, typer.Option(help="A GGUF's q8_0 (default), f16, q4_k_m …, or fp8 for a folder.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    device: Annotated[str, typer.Option(help="Where to quantize: cpu, cuda …")] = "cpu",
+) -> None:
+    """Convert a checkpoint: safetensors to GGUF, GGUF to safetensors, either to block FP8."""
+    from lathe.engine.loading import load_tokenizer
+    from lathe.model.convert import convert
+    from lathe.model.hub import resolve
+    from lathe.terminal.info import show_conversion
+    from lathe.terminal.progress import progress
+
+    kind: Any = "gguf" if target.suffix == ".gguf" else "fp8" if type == "fp8" else "safetensors"
+    if kind == "safetensors" and type is not None:
+        raise UserError(
+            f"A folder holds safetensors as the config says, or fp8; {type} needs a target ending in .gguf."
+        )
+    out = stderr()
+    path = resolve(source)
+    with progress(f"Converting to {target}", out) as report:
+        summary = convert(
+            path,
+            target,
+            kind=kind,
+            type=type or "q8_0",
+            tokenizer_metadata=lambda checkpoint, rows: load_tokenizer(checkpoint).gguf_metadata(rows),
+            save_tokenizer=lambda checkpoint, folder: load_tokenizer(checkpoint).save(folder),
+            overwrite=overwrite,
+            device=device,
+            progress=report,
+        )
+    show_conversion(summary, stdout())
+
+
+@app.command()
+def info(
+    model: ModelName,
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="A length to size the KV cache for. May be repeated.")
+    ] = None,
+    yarn: Yarn = None,
+) -> None:
+    """Show a model's shape, files, sampling and memory. Loads no weights; presets need none at all."""
+    from lathe.terminal import info
+
+    found = info.find(model)
+    config = found.config if yarn is None else found.config.with_yarn(yarn)
+    out = stdout()
+    info.show_shape(config, out)
+    if found.checkpoint is not None:
+        info.show_files(found.checkpoint, out)
+        info.show_words(found.checkpoint, out)
+    info.show_memory(config, context or info.contexts_of(config), out)
+
+
+def load(
+    model: str, max_context: int | None, device: str, dtype: str, yarn: float | None, out: Console
+) -> LLM:
+    """The model, with a bar while it loads and a line about the context that its cache gives."""
+    import torch
+
+    from lathe.engine.engine import EngineConfig
+    from lathe.engine.llm import LLM
+    from lathe.terminal.progress import progress
+
+    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise UserError(f"{dtype} is no dtype: choose one of {', '.join(dtypes)}.")
+    with progress(f"Loading {model}", out) as report:
+        llm = LLM(
+            model,
+            device=device,
+            dtype=dtypes[dtype],
+            yarn=yarn,
+            engine_config=EngineConfig(max_context=max_context),
+            progress=report,
+        )
+    out.print(f"{llm.model_id}: {llm.max_context:,} tokens of context", highlight=False, soft_wrap=True)
+    return llm
+
+
+def changed(llm: LLM, **options: Any) -> Any:
+    """The model's own sampling, but for the options that were given."""
+    from dataclasses import replace
+
+    return replace(
+        llm.default_sampling, **{name: value for name, value in options.items() if value is not None}
+    )
+
+
+def stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="lathe")
+
+
+if __name__ == "__main__":
+    main()

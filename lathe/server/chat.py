@@ -1,0 +1,350 @@
+"""OpenAI's chat dialect: a client's JSON becomes a prompt and SamplingParams, and chunks become JSON again.
+
+`read` goes in; `whole_reply` and `stream_reply` come out, both from the same stream of the engine's chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lathe.engine.llm import LLM, Chunk
+from lathe.server.chat_schema import ChatRequest, ContentPart, RequestedCall, RequestMessage, RequestTool
+from lathe.server.errors import BadRequest, describe
+from lathe.server.streaming import DONE, sse
+from lathe.text import tool_calls
+from lathe.text.tokenizer import Tokenizer
+from lathe.types import Completion, Message, SamplingParams, TokenLogprob, Tool, ToolCall, Trajectory
+
+log = logging.getLogger(__name__)
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+SAME_NAME = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "ignore_eos",
+    "n",
+)
+RENDERED_BY_US = ("messages", "tools", "add_generation_prompt", "tokenizer", "self")
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """One request, understood; with what its reply's envelope needs."""
+
+    prompt_token_ids: tuple[int, ...]
+    tools: tuple[Tool, ...]
+    sampling: SamplingParams
+    model_id: str
+    stream: bool
+    include_usage: bool
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    started: float = field(default_factory=time.monotonic)
+
+
+# From JSON to nouns
+
+
+async def read(request: ChatRequest, llm: LLM) -> ChatTurn:
+    """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
+    refuse_what_is_not_served(request)
+    trajectory = Trajectory(
+        messages=tuple(read_message(message, i) for i, message in enumerate(request.messages)),
+        tools=read_tools(request),
+        template_kwargs=read_template_kwargs(request),
+    )
+    # All that can be wrong with the prompt is found now, while a status can still say so. In a thread:
+    # 200,000 tokens take a second to encode, and other clients' events would wait.
+    prompt = await asyncio.to_thread(llm.encode, trajectory)
+    return ChatTurn(
+        prompt_token_ids=prompt,
+        tools=trajectory.tools,
+        sampling=read_sampling(request, llm.default_sampling),
+        model_id=llm.model_id,
+        stream=bool(request.stream),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+    )
+
+
+def refuse_what_is_not_served(request: ChatRequest) -> None:
+    """What would change the reply's meaning is refused rather than ignored."""
+    choice = read_tool_choice(request)
+    if choice not in ("auto", "none"):
+        message = f"tool_choice {choice!a} is not supported yet: use auto or none."
+        raise BadRequest(message, param="tool_choice", code="unsupported_value")
+    kind = request.response_format.type if request.response_format else "text"
+    if kind != "text":
+        message = f"response_format {kind!a} is not supported yet: ask for JSON in the prompt."
+        raise BadRequest(message, param="response_format", code="unsupported_value")
+    if request.logit_bias:
+        raise BadRequest("logit_bias is not supported yet.", param="logit_bias", code="unsupported_parameter")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+
+
+def read_message(message: RequestMessage, position: int) -> Message:
+    where = f"messages.{position}"
+    calls = [read_call(call) for call in message.tool_calls or ()]
+    if message.function_call is not None:
+        calls.append(read_call(RequestedCall(function=message.function_call)))
+    return Message(
+        role="tool" if message.role == "function" else message.role,
+        content=read_content(message.content, f"{where}.content"),
+        tool_calls=tuple(calls),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+        reasoning=message.reasoning_content,
+    )
+
+
+def read_content(content: str | list[ContentPart] | None, where: str) -> str:
+    """Parts become lines of one text, as vLLM joins them."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(read_part(part, f"{where}.{i}") for i, part in enumerate(content))
+
+
+def read_part(part: ContentPart, where: str) -> str:
+    if part.type in TEXT_PARTS and part.text is not None:
+        return part.text
+    if part.type == "refusal" and part.refusal is not None:
+        return part.refusal
+    if part.type in (*TEXT_PARTS, "refusal"):
+        raise BadRequest(f"{where}: a part of type {part.type} needs a text.", param=where)
+    message = f"{where}: this model reads text, and can't read a part of type {part.type!a}."
+    raise BadRequest(message, param=where, code="unsupported_content")
+
+
+def read_call(call: RequestedCall) -> ToolCall:
+    given = call.function.arguments
+    arguments = given if isinstance(given, dict) else tool_calls.parse_arguments(given or "")
+    return ToolCall(call.function.name, arguments, call.id or "")
+
+
+def read_tools(request: ChatRequest) -> tuple[Tool, ...]:
+    """The tools to offer: none at all when tool_choice is none, so that nothing is read as a call."""
+    if read_tool_choice(request) == "none":
+        return ()
+    return tuple(
+        read_tool(tool, f"tools.{i}") for i, tool in enumerate(request.tools or ()) if tool.type == "function"
+    )
+
+
+def read_tool(tool: RequestTool, where: str) -> Tool:
+    if tool.function is None:
+        raise BadRequest(f"{where}: a tool of type function needs a function.", param=f"{where}.function")
+    return Tool(tool.function.name, tool.function.description or "", tool.function.parameters)
+
+
+def read_tool_choice(request: ChatRequest) -> str:
+    choice = request.tool_choice
+    if choice is None:
+        return "auto"
+    return choice if isinstance(choice, str) else choice.type
+
+
+def read_template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    given = request.chat_template_kwargs or {}
+    for name in RENDERED_BY_US:
+        if name in given:
+            where = f"chat_template_kwargs.{name}"
+            raise BadRequest(f"{where} can't be set: the request itself says it.", param=where)
+    return given
+
+
+def read_sampling(request: ChatRequest, default: SamplingParams) -> SamplingParams:
+    """The checkpoint's own defaults, changed by what the client sent.
+
+    max_tokens is an upper limit: agents ask for 32,000 whatever the context is, and get what is left of it.
+    """
+    changes: dict[str, Any] = {name: getattr(request, name) for name in SAME_NAME}
+    changes["max_tokens"] = request.max_completion_tokens or request.max_tokens
+    if request.top_k is not None:
+        changes["top_k"] = max(request.top_k, 0)  # -1 is vLLM's word for off
+    if request.stop is not None:
+        stop = [request.stop] if isinstance(request.stop, str) else request.stop
+        changes["stop"] = tuple(text for text in stop if text)  # some clients send "" for none
+    if request.stop_token_ids is not None:
+        changes["stop_token_ids"] = tuple(request.stop_token_ids)
+    if request.logprobs:
+        changes["logprobs"] = request.top_logprobs or 0
+    return replace(default, **{name: value for name, value in changes.items() if value is not None})
+
+
+# From the engine's chunks to JSON
+
+
+def open_stream(turn: ChatTurn, llm: LLM) -> AsyncGenerator[Chunk, None]:
+    return llm.stream_tokens(turn.prompt_token_ids, turn.sampling, tools=turn.tools)
+
+
+async def whole_reply(turn: ChatTurn, llm: LLM) -> dict[str, Any]:
+    """The chat.completion object. Closing this coroutine closes the engine's stream."""
+    completions: dict[int, Completion] = {}
+    async with aclosing(open_stream(turn, llm)) as chunks:
+        async for chunk in chunks:
+            if chunk.completion is not None:
+                completions[chunk.index] = chunk.completion
+    ordered = [completions[index] for index in sorted(completions)]
+    log_turn(turn, ordered)
+    return {
+        **envelope(turn, "chat.completion"),
+        "choices": [whole_choice(turn, llm.tokenizer, i, completion) for i, completion in enumerate(ordered)],
+        "usage": usage(ordered),
+    }
+
+
+def whole_choice(turn: ChatTurn, tokenizer: Tokenizer, index: int, completion: Completion) -> dict[str, Any]:
+    calls = completion.message.tool_calls
+    message: dict[str, Any] = {"role": "assistant", "content": completion.message.content}
+    if calls:
+        message["content"] = completion.message.content or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            }
+            for call in calls
+        ]
+    entries = spoken(completion.logprobs, tokenizer, completion)
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprobs_json(entries, tokenizer) if turn.sampling.logprobs is not None else None,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+async def stream_reply(turn: ChatTurn, llm: LLM) -> AsyncGenerator[bytes, None]:
+    """Server-sent events: deltas, perhaps the usage, [DONE]. An error ends the stream with its own event."""
+    completions: list[Completion] = []
+    try:
+        for index in range(turn.sampling.n):
+            yield sse(delta_chunk(turn, index, {"role": "assistant", "content": ""}))
+        async with aclosing(open_stream(turn, llm)) as chunks:
+            async for chunk in chunks:
+                for payload in chunk_payloads(turn, llm.tokenizer, chunk):
+                    yield sse(payload)
+                if chunk.completion is not None:
+                    completions.append(chunk.completion)
+        log_turn(turn, completions)
+        if turn.include_usage:
+            payload = {**envelope(turn, "chat.completion.chunk"), "choices": [], "usage": usage(completions)}
+            yield sse(payload)
+        yield DONE
+    except Exception as error:
+        # The status line has left long ago; this is the boundary where a stream's errors are told.
+        status, body = describe(error)
+        if status >= 500:
+            log.exception("a streamed reply failed")
+        yield sse(body)
+
+
+def log_turn(turn: ChatTurn, completions: Sequence[Completion]) -> None:
+    """One line a request: what it cost, and how it ended."""
+    count = usage(completions)
+    reasons = ",".join(dict.fromkeys(completion.finish_reason for completion in completions))
+    seconds = time.monotonic() - turn.started
+    log.info(
+        "chat  prompt %d (%d cached)  reply %d  %s  %.1f s  %.1f tok/s",
+        count["prompt_tokens"],
+        completions[0].num_cached_tokens,
+        count["completion_tokens"],
+        reasons,
+        seconds,
+        count["completion_tokens"] / max(seconds, 1e-9),
+    )
+
+
+def chunk_payloads(turn: ChatTurn, tokenizer: Tokenizer, chunk: Chunk) -> list[dict[str, Any]]:
+    """A chunk's deltas, one for each event. Its log-probabilities go with the first of them."""
+    deltas = [delta for event in chunk.events if (delta := event_delta(event)) is not None]
+    entries: Sequence[TokenLogprob] = ()
+    if turn.sampling.logprobs is not None:
+        entries = spoken(chunk.logprobs, tokenizer, chunk.completion)
+    if entries and not deltas:
+        deltas = [{"content": ""}]  # a token that gave no text yet: half a character, or the start of a tag
+    payloads = [delta_chunk(turn, chunk.index, delta) for delta in deltas]
+    if entries:
+        payloads[0]["choices"][0]["logprobs"] = logprobs_json(entries, tokenizer)
+    if chunk.completion is not None:
+        payloads.append(delta_chunk(turn, chunk.index, {}, chunk.completion.finish_reason))
+    return payloads
+
+
+def event_delta(event: tool_calls.Event) -> dict[str, Any] | None:
+    """An event as a delta: a call's id, type and name once in its first, then pieces of its arguments."""
+    match event:
+        case tool_calls.Content(text):
+            return {"content": text} if text else None
+        case tool_calls.CallStarted(index, id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+        case tool_calls.ArgumentText(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    return None
+
+
+def delta_chunk(
+    turn: ChatTurn, index: int, delta: dict[str, Any], finish_reason: str | None = None
+) -> dict[str, Any]:
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {**envelope(turn, "chat.completion.chunk"), "choices": [choice]}
+
+
+def envelope(turn: ChatTurn, kind: str) -> dict[str, Any]:
+    return {"id": turn.id, "object": kind, "created": turn.created, "model": turn.model_id}
+
+
+def usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    """The prompt is counted once, however many replies it got."""
+    num_prompt = len(completions[0].prompt_token_ids)
+    num_sampled = sum(len(completion.token_ids) for completion in completions)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_sampled,
+        "total_tokens": num_prompt + num_sampled,
+        "prompt_tokens_details": {"cached_tokens": completions[0].num_cached_tokens},
+    }
+
+
+def spoken(
+    entries: Sequence[TokenLogprob], tokenizer: Tokenizer, completion: Completion | None
+) -> Sequence[TokenLogprob]:
+    """The entries without the control token that ended the turn: it is no part of the content."""
+    ended = completion is not None and completion.finish_reason in ("stop", "tool_calls")
+    if ended and entries and entries[-1].token_id in tokenizer.special_tokens.values():
+        return entries[:-1]
+    return entries
+
+
+def logprobs_json(entries: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                **token_json(tokenizer, entry.token_id, entry.logprob),
+                "top_logprobs": [token_json(tokenizer, token_id, logprob) for token_id, logprob in entry.top],
+            }
+            for entry in entries
+        ]
+    }
+
+
+def token_json(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    raw = tokenizer.token_bytes(token_id)
+    # JSON has no infinity; -9999 is what OpenAI and vLLM write for a token that could not be drawn.
+    return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}

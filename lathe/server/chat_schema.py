@@ -1,0 +1,197 @@
+"""The JSON of OpenAI's chat completions: what a client may send and what it gets back.
+
+Requests are checked against these models, and unknown fields are accepted and ignored: clients send
+fields of every other server. Replies are built as plain dicts in chat.py; their models are here for the
+OpenAPI document, and the tests hold the replies against them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_N = 128
+
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class Wire(BaseModel):
+    # Strict: "0.7" is no number and true no count. Finite: Python's JSON reader lets NaN through.
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class ContentPart(Wire):
+    """One part of a message's content. This model reads text; pictures and sound are refused."""
+
+    type: str = Field(description="text (or refusal, in an assistant's turn)")
+    text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCall(Wire):
+    name: str = Field(min_length=1)
+    arguments: str | dict[str, Any] | None = Field(None, description="JSON text, as the API returned it")
+
+
+class RequestedCall(Wire):
+    """A call in an assistant's earlier turn."""
+
+    id: str | None = None
+    type: str | None = None
+    function: FunctionCall
+
+
+class RequestMessage(Wire):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[RequestedCall] | None = None
+    tool_call_id: str | None = None
+    function_call: FunctionCall | None = Field(None, description="OpenAI's older form of one tool call")
+    reasoning_content: str | None = None
+
+
+class FunctionTool(Wire):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="a JSON schema of type object")
+
+
+class RequestTool(Wire):
+    """A tool that the model may call. Tools of another type than function are skipped."""
+
+    type: str = "function"
+    function: FunctionTool | None = None
+
+
+class ToolChoice(Wire):
+    type: str
+
+
+class ResponseFormat(Wire):
+    type: str
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+
+
+class ChatRequest(Wire):
+    """Sampling parameters that are left out, or null, take the checkpoint's own defaults."""
+
+    messages: list[RequestMessage] = Field(min_length=1)
+    model: str | None = Field(None, description="any name; the reply carries the served model's id")
+    tools: list[RequestTool] | None = None
+    tool_choice: str | ToolChoice | None = Field(None, description="auto or none")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 or -1: off")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: Seed | None = None
+
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, description="more than the context has left means: all of it")
+    stop: str | list[str] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    n: int | None = Field(None, ge=1, le=MAX_N)
+
+    chat_template_kwargs: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = Field(None, description="text only, for now")
+    logit_bias: dict[str, Any] | None = Field(None, description="not supported yet: must be empty")
+
+
+class ReplyFunction(BaseModel):
+    name: str
+    arguments: str = Field(description="always one complete, valid JSON object")
+
+
+class ReplyCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: ReplyFunction
+
+
+class ReplyMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    tool_calls: list[ReplyCall] | None = None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    content: list[ContentLogprob]
+
+
+class Choice(BaseModel):
+    index: int
+    message: ReplyMessage
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Error(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    error: Error
+
+
+class ServedModel(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int = Field(description="the longest prompt and reply together, in tokens")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ServedModel]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]

@@ -1,0 +1,88 @@
+"""Binding a port and running the app on it until a signal says stop."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import shlex
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from lathe.errors import UserError
+
+# Streams that still run when the server is told to stop get this long; an agent's reply may need minutes.
+GRACE_S = 1
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on that address; port 0 takes a free one. Bound before a model loads, so that a port in use
+    is known at once and not after minutes. Raises UserError."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"{port} is no port: choose one from 0 to 65535 with --port.")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, proto)
+        # A port whose last server was just stopped may be taken again at once; one in use may not.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        # Two bound sockets may share an address until one of them listens.
+        bound.listen(128)
+    except socket.gaierror as error:
+        raise UserError(
+            f"{host} is no address of this machine ({error.strerror}). Choose one with --host."
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"Port {port} on {host} is in use. Choose another with --port.") from error
+        if error.errno == errno.EACCES:
+            raise UserError(
+                f"Port {port} needs more rights than you have. Choose another with --port."
+            ) from error
+        raise UserError(f"Can't listen on {host}, port {port}: {error.strerror}.") from error
+    return bound
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, and a call when it answers."""
+
+    def __init__(self, app: FastAPI, on_ready: Callable[[], None]):
+        super().__init__(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
+        )
+        self.on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.on_ready()
+
+
+def run(app: FastAPI, bound: socket.socket, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGINT or SIGTERM; then running replies have a second to end."""
+    Server(app, on_ready).run(sockets=[bound])
+
+
+def base_url(bound: socket.socket) -> str:
+    """Where a client on this machine reaches the socket."""
+    host, port = bound.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach the socket."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def curl_line(url: str, api_key: str | None) -> str:
+    """One line for a shell that asks the model something."""
+    turn = {"role": "user", "content": "Write a Python function that reverses a string."}
+    body = {"messages": [turn], "max_tokens": 100}
+    words = ["curl", f"{url}/v1/chat/completions", "-H", "Content-Type: application/json"]
+    if api_key is not None:
+        words += ["-H", f"Authorization: Bearer {api_key}"]
+    return shlex.join([*words, "-d", json.dumps(body)])

@@ -1,0 +1,38 @@
+"""A real server on a real socket, in a thread of the test's own process."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import openai
+
+from lathe.engine.llm import LLM
+from lathe.server import run
+from lathe.server.app import create_app
+
+
+@contextmanager
+def serve(llm: LLM, **options) -> Iterator[str]:
+    """Yields the server's URL, without the /v1."""
+    bound = run.bind("127.0.0.1", 0)
+    url = run.base_url(bound)
+    ready = threading.Event()
+    server = run.Server(create_app(llm, **options), ready.set)
+    thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+        llm.close()
+
+
+@contextmanager
+def client_of(llm: LLM, **options) -> Iterator[openai.OpenAI]:
+    with serve(llm, **options) as url:
+        key = options.get("api_key") or "EMPTY"
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20) as client:
+            yield client

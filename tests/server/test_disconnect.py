@@ -1,0 +1,127 @@
+"""A client that goes away frees its pages at once: real engine, real sockets, random weights."""
+
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import torch
+from lathe.text.chat_template import ChatTemplate
+from serving import serve
+
+from lathe.engine.engine import Engine, EngineConfig
+from lathe.engine.llm import LLM
+from lathe.model.config import ModelConfig
+from lathe.model.transformer import Transformer
+from lathe.testing import tiny_tokenizer
+from lathe.types import SamplingParams
+
+# Long enough to be still running whenever a test looks: some seconds on one core.
+ENDLESS = {"ignore_eos": True, "temperature": 0, "messages": [{"role": "user", "content": "Hi."}]}
+
+
+@pytest.fixture
+def llm():
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    config = ModelConfig(
+        architecture="qwen3",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        max_position_embeddings=16_384,
+    )
+    engine = Engine(
+        Transformer(config),
+        eos_token_ids=(tokenizer.eos_token_id,),
+        config=EngineConfig(max_num_seqs=4, kv_memory_bytes=2**26),
+    )
+    llm = LLM.from_parts(
+        engine=engine,
+        tokenizer=tokenizer,
+        template=ChatTemplate.builtin(),
+        model_id="random",
+        default_sampling=SamplingParams(),
+    )
+    yield llm
+    llm.close()
+
+
+def post(url: str, body: dict) -> socket.socket:
+    """A request whose connection the test holds in its own hands."""
+    place = urlsplit(url)
+    connection = socket.create_connection((place.hostname, place.port))
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + payload)
+    return connection
+
+
+def read_until(connection: socket.socket, words: bytes) -> None:
+    connection.settimeout(20)
+    seen = b""
+    while words not in seen:
+        piece = connection.recv(4096)
+        assert piece, seen
+        seen += piece
+
+
+def wait_until(condition, timeout_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_frees_the_pages(llm, stream, n):
+    pool = llm.engine.pool
+    with serve(llm) as url:
+        connection = post(url, {**ENDLESS, "stream": stream, "n": n})
+        if stream:
+            read_until(connection, b'"content":"')
+        assert wait_until(lambda: llm.engine.num_running == n)
+        assert pool.num_free < pool.num_pages
+        connection.close()
+        assert wait_until(lambda: pool.num_free == pool.num_pages, timeout_s=1.0)
+        assert llm.engine.num_running == 0
+        pool.check()
+        # and the server goes on
+        body = {**ENDLESS, "max_tokens": 3}
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).json()
+        assert reply["usage"]["completion_tokens"] == 3
+    assert pool.num_free == pool.num_pages
+
+
+def test_others_go_on_when_one_leaves(llm):
+    with serve(llm) as url:
+        endless = post(url, {**ENDLESS, "stream": True})
+        assert wait_until(lambda: llm.engine.num_running == 1)
+        waiting = post(url, {**ENDLESS, "max_tokens": 200})
+        assert wait_until(lambda: llm.engine.num_running == 2)
+        endless.close()
+        read_until(waiting, b'"finish_reason":"length"')
+        waiting.close()
+        assert wait_until(lambda: llm.engine.pool.num_free == llm.engine.pool.num_pages)
+
+
+def test_a_stopping_server_ends_running_streams_promptly(llm):
+    with serve(llm) as url:
+        connection = post(url, {**ENDLESS, "stream": True})
+        assert wait_until(lambda: llm.engine.num_running == 1)
+        started = time.monotonic()
+    assert time.monotonic() - started < 4
+    assert llm.engine.num_running == 0
+    connection.close()
