@@ -19,7 +19,7 @@ from lathe.errors import CheckpointError
 from lathe.model import gguf
 from lathe.model.config import ModelConfig
 from lathe.model.quantization import quantization_config
-from lathe.model.safetensors import write_safetensors
+from lathe.model.safetensors import Outgoing, write_safetensors
 from lathe.model.transformer import Transformer
 from lathe.model.weights import (
     INDEX,
@@ -165,9 +165,30 @@ def save_model(
     Experts are written one by one, as in the published checkpoints. Everything is written beside the old
     files first and renamed when complete: a crash while writing leaves them as they were.
     """
-    folder = Path(folder)
+    dtype = str(model.norm.weight.dtype).removeprefix("torch.")
+    save_tensors(
+        list(outgoing(model, fp8)),
+        replace(model.config, dtype=dtype),
+        Path(folder),
+        fp8=fp8,
+        shard_bytes=shard_bytes,
+        generation_config=generation_config,
+        progress=progress,
+    )
+
+
+def save_tensors(
+    tensors: list[Outgoing],
+    config: ModelConfig,
+    folder: Path,
+    *,
+    fp8: bool = False,
+    shard_bytes: float = 5e9,
+    generation_config: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """`save_model` for tensors that come one by one, so that no more than one is in memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = list(outgoing(model, fp8))
     shards = list(cut_shards(tensors, shard_bytes))
     done, total = 0, sum(tensor.num_bytes for tensor in tensors)
 
@@ -177,10 +198,9 @@ def save_model(
         if progress:
             progress(done, total)
 
-    dtype = model.norm.weight.dtype
-    config = replace(model.config, dtype=str(dtype).removeprefix("torch.")).to_hf()
+    config_json = config.to_hf()
     if fp8:
-        config["quantization_config"] = quantization_config(model.config)
+        config_json["quantization_config"] = quantization_config(config)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging_name:
         staging = Path(staging_name)
         weight_map: dict[str, str] = {}
@@ -192,7 +212,7 @@ def save_model(
             write_json(staging / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         if generation_config is not None:
             write_json(staging / "generation_config.json", generation_config)
-        write_json(staging / "config.json", config)
+        write_json(staging / "config.json", config_json)
         written = {path.name for path in staging.iterdir()}
         for name in written:
             (staging / name).replace(folder / name)

@@ -8,8 +8,11 @@ are called).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,37 @@ from torch import Tensor
 
 from lathe.errors import CheckpointError
 from lathe.model.config import ModelConfig
-from lathe.model.gguf_container import Container, read_container, split_paths
+from lathe.model.gguf_container import (
+    Container,
+    OutgoingTensor,
+    read_container,
+    split_paths,
+    write_container,
+)
 from lathe.model.gguf_names import (
     DERIVED_TENSORS,
     Slot,
     config_from_metadata,
+    config_to_metadata,
     generation_from_metadata,
+    generation_to_metadata,
     slots,
 )
-from lathe.model.gguf_types import GgufType, dequantize_into
+from lathe.model.gguf_types import (
+    BF16,
+    F16,
+    F32,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q6_K,
+    Q8_0,
+    GgufType,
+    dequantize_into,
+    quantize_chunks,
+)
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
 
@@ -141,3 +166,155 @@ def _read_interleaved(raw: Tensor, type: GgufType, out: Tensor, heads: int) -> N
         head = torch.empty_like(out_head)
         dequantize_into(raw_head, type, head)
         out_head.unflatten(0, (2, -1)).copy_(head.unflatten(0, (-1, 2)).transpose(0, 1))
+
+
+ReadTensor = Callable[[Slot, int | None], Tensor]  # (slot, expert or None) -> float tensor in PyTorch's order
+
+# What a whole file is called -> llama.cpp's number for it, and the type of its matrices.
+# Every one is a mixture: see `type_for`.
+FILE_TYPES = {
+    "f32": (0, F32),
+    "f16": (1, F16),
+    "bf16": (32, BF16),
+    "q8_0": (7, Q8_0),
+    "q6_k": (18, Q6_K),
+    "q5_1": (9, Q5_1),
+    "q5_0": (8, Q5_0),
+    "q4_k_m": (15, Q4_K),
+    "q4_k": (14, Q4_K),
+    "q4_1": (3, Q4_1),
+    "q4_0": (2, Q4_0),
+}
+FALLBACK = {Q4_K: Q5_0, Q6_K: Q8_0}  # as llama.cpp: rows that are no multiple of 256
+
+
+def type_for(slot: Slot, file_type: str, config: ModelConfig) -> GgufType:
+    """The type that a tensor gets in a file of this type, by llama.cpp's rules.
+
+    Vectors and routers stay float32. The output head (or the embedding that serves as one) gets at least 6
+    bits: its errors go straight into the logits. q4_k_m also gives 6 bits to half of the v and down
+    projections.
+    """
+    if len(slot.shape) == 1 or slot.gguf.endswith("ffn_gate_inp.weight"):
+        return F32
+    type = FILE_TYPES[file_type][1]
+    head = "token_embd.weight" if config.tie_word_embeddings else "output.weight"
+    below_six_bits = type.block_size > 1 and type not in (Q8_0, Q6_K)
+    if slot.gguf == head and below_six_bits:
+        type = Q6_K
+    if file_type == "q4_k_m" and _needs_more_bits(slot, config):
+        type = Q6_K
+    if slot.shape[-1] % type.block_size:
+        type = FALLBACK.get(type, F16)
+    return type if slot.shape[-1] % type.block_size == 0 else F16
+
+
+def _needs_more_bits(slot: Slot, config: ModelConfig) -> bool:
+    """The first and last eighth of the layers, and every third between."""
+    if not slot.gguf.startswith("blk.") or not any(part in slot.gguf for part in (".attn_v.", ".ffn_down")):
+        return False
+    layer, eighth = int(slot.gguf.split(".")[1]), config.num_layers // 8
+    return layer < eighth or layer >= 7 * config.num_layers // 8 or (layer - eighth) % 3 == 2
+
+
+@dataclass
+class Written:
+    """What became of a model: its size on disk, how many tensors are of each type, and what rounding cost."""
+
+    num_bytes: int = 0
+    num_tensors: Counter[str] = field(default_factory=Counter)
+    squared_error: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    squared_sum: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, name: str, type: str, exact: Tensor, stored: Tensor) -> None:
+        """Counts one piece of a tensor. Raises CheckpointError when the type can't hold a number of it."""
+        error = (stored.float() - exact).square_().sum().item()
+        if not math.isfinite(error):
+            raise CheckpointError(f"{name} holds a number that {type} can't: huge, infinite or NaN")
+        self.squared_error[type] += error
+        self.squared_sum[type] += exact.square().sum().item()
+
+    @property
+    def relative_error(self) -> dict[str, float]:
+        """By type: the root of the squared error's sum over the root of the squared weights' sum."""
+        return {
+            type: math.sqrt(error / (self.squared_sum[type] or 1))
+            for type, error in self.squared_error.items()
+        }
+
+
+def write_gguf(
+    path: Path,
+    config: ModelConfig,
+    read: ReadTensor,
+    *,
+    type: str = "q8_0",
+    metadata: Mapping[str, Any],
+    chat_template: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Written:
+    """Writes a model, one matrix in memory at a time, so that llama.cpp runs it.
+
+    `read(slot, expert)` gives the tensors, in the file's order; of stacked experts it is asked for one at a
+    time. `type` is a name in FILE_TYPES. `metadata` holds the tokenizer's keys (tokenizer.ggml.*), with one
+    token for every row of the embedding, and any others. Quantizing runs on `device`.
+
+    Raises CheckpointError when GGUF can't say what the config says, and when a type can't hold a number.
+    """
+    if type not in FILE_TYPES:
+        known = ", ".join(FILE_TYPES)
+        raise CheckpointError(f"{type!r} is no type of GGUF file that can be written; known are {known}")
+    pairs = {
+        **config_to_metadata(config),
+        "general.type": "model",
+        "general.name": path.stem,
+        **metadata,
+        "general.file_type": FILE_TYPES[type][0],
+        "general.quantization_version": 2,
+        **generation_to_metadata(generation or {}),
+    }
+    num_tokens = len(metadata.get("tokenizer.ggml.tokens", range(config.vocab_size)))
+    if num_tokens != config.vocab_size:  # llama.cpp would refuse the file
+        raise CheckpointError(
+            f"the metadata has {num_tokens} tokens, and the embedding {config.vocab_size} rows"
+        )
+    if chat_template is not None:
+        pairs["tokenizer.chat_template"] = chat_template
+    written = Written()
+    tensors = []
+    for slot in slots(config):
+        chosen = type_for(slot, type, config)
+        written.num_tensors[chosen.name] += 1
+        tensors.append(
+            OutgoingTensor(
+                slot.gguf, slot.shape, chosen, partial(_quantized, slot, chosen, read, device, written)
+            )
+        )
+    done, total = 0, sum(tensor.num_bytes for tensor in tensors)
+
+    def on_written(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress:
+            progress(done, total)
+
+    written.num_bytes = write_container(path, pairs, tensors, on_written)
+    return written
+
+
+def _quantized(
+    slot: Slot, type: GgufType, read: ReadTensor, device: torch.device | str, written: Written
+) -> Iterator[Tensor]:
+    experts = range(slot.shape[0]) if len(slot.shape) == 3 else [None]
+    for expert in experts:
+        values = read(slot, expert).to(device)
+        shape = slot.shape if expert is None else slot.shape[1:]
+        if values.shape != shape:
+            raise CheckpointError(f"{slot.ours} has the shape {list(values.shape)}, not {list(shape)}")
+        if slot.rotary_heads:  # the way back of _read_interleaved
+            values = values.unflatten(0, (slot.rotary_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        for exact, raw in quantize_chunks(values, type):
+            written.add(slot.ours, type.name, exact, type.dequantize(raw))
+            yield raw.cpu()

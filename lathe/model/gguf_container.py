@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,50 +224,53 @@ def _read_table_row(cursor: _Cursor) -> tuple[str, tuple[int, ...], GgufType, in
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor that will be written: its place in the file follows from those before it."""
+class OutgoingTensor:
+    """A tensor to be written: what the header must know, and later its bytes (uint8, on the CPU)."""
 
     name: str
     shape: tuple[int, ...]
     type: GgufType
+    chunks: Callable[[], Iterable[torch.Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.type.num_bytes(self.shape)
 
 
-PutBytes = Callable[[str, int, torch.Tensor], None]
-
-
-@contextmanager
 def write_container(
-    path: Path, metadata: Mapping[str, Any], tensors: Sequence[PlannedTensor]
-) -> Iterator[PutBytes]:
-    """Writes the header, then gives `put(name, byte offset within the tensor, uint8 tensor)`, in any order.
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[OutgoingTensor],
+    on_written: Callable[[int], None] = lambda num_bytes: None,
+) -> int:
+    """Writes a file, one chunk of one tensor in memory at a time; returns its size in bytes.
 
     Metadata values are bool, int (u32, i32, u64 or i64, whichever fits first), float (f32), str, or lists of
-    one of these (ints as i32, which is what llama.cpp expects of token types). The file appears under its
-    name only when the block ends without an error. Bytes that were never put are zeros.
+    one of these (ints as i32, which is what llama.cpp expects of token types). `on_written` gets each chunk's
+    bytes. The file appears under its name when it is complete, and an old one stays until then.
     """
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
     for key, value in metadata.items():
         header += _pack_string(key) + _pack_value(key, value)
-    offsets: dict[str, int] = {}
     end = 0
     for tensor in tensors:
         dimensions = tensor.shape[::-1]
-        header += _pack_string(tensor.name) + struct.pack(
-            f"<I{len(dimensions)}Q", len(dimensions), *dimensions
-        )
+        header += _pack_string(tensor.name)
+        header += struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)
         header += struct.pack("<IQ", tensor.type.id, end)
-        offsets[tensor.name] = end
-        end += -(-tensor.type.num_bytes(tensor.shape) // ALIGNMENT) * ALIGNMENT
+        end += tensor.num_bytes + -tensor.num_bytes % ALIGNMENT
     header += bytes(-len(header) % ALIGNMENT)
     with _atomic_file(path, len(header) + end) as file:
         file.write(header)
-        file.truncate(len(header) + end)
-
-        def put(name: str, offset: int, values: torch.Tensor) -> None:
-            file.seek(len(header) + offsets[name] + offset)
-            file.write(values.contiguous().numpy().data)
-
-        yield put
+        for tensor in tensors:
+            written = 0
+            for chunk in tensor.chunks():
+                written += file.write(chunk.contiguous().numpy().data)
+                on_written(chunk.numel())
+            if written != tensor.num_bytes:
+                raise AssertionError(f"{tensor.name} has {written} bytes, not {tensor.num_bytes}")
+            file.write(bytes(-written % ALIGNMENT))
+    return len(header) + end
 
 
 @contextmanager

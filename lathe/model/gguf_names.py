@@ -63,19 +63,19 @@ DTYPE_KEY = "lathe.dtype"
 class Slot:
     """One tensor of a GGUF file, and where its numbers belong in our state dict.
 
-    `rows` cuts our tensor's second-to-last dimension: gate and up share experts.gate_up_proj.
+    `half` is 0 or 1 where two tensors share one of ours: the gate and up of all experts lie in gate_up_proj.
     `rotary_heads` is the number of heads whose rows are interleaved in the file (llama only), 0 for none.
     """
 
     gguf: str
     ours: str
     shape: tuple[int, ...]
-    rows: tuple[int, int] | None = None
+    half: int | None = None
     rotary_heads: int = 0
 
     def of(self, weight: Tensor) -> Tensor:
         """The view of our tensor that this one of the file fills."""
-        return weight if self.rows is None else weight[:, slice(*self.rows)]
+        return weight if self.half is None else weight.chunk(2, dim=-2)[self.half]
 
 
 def slots(config: ModelConfig) -> list[Slot]:
@@ -131,8 +131,8 @@ def _mlp_slots(config: ModelConfig, layer: int) -> list[Slot]:
     E, I = config.num_experts, config.moe_intermediate_size
     return [
         Slot(theirs + "gate_inp.weight", ours + "gate.weight", (E, D)),
-        Slot(theirs + "gate_exps.weight", ours + "experts.gate_up_proj", (E, I, D), (0, I)),
-        Slot(theirs + "up_exps.weight", ours + "experts.gate_up_proj", (E, I, D), (I, 2 * I)),
+        Slot(theirs + "gate_exps.weight", ours + "experts.gate_up_proj", (E, I, D), 0),
+        Slot(theirs + "up_exps.weight", ours + "experts.gate_up_proj", (E, I, D), 1),
         Slot(theirs + "down_exps.weight", ours + "experts.down_proj", (E, D, I)),
     ]
 

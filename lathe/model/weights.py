@@ -115,7 +115,7 @@ def read_weights(
         stored |= read_safetensors(path)
     stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in stored)
     slots = tensor_slots(model, stacked_experts=stacked)
-    _check_stored(folder, model, slots, stored)
+    check_stored(folder, model, slots, stored)
     if keep_fp8:
         keep_fp8_weights(model, {slot.weight for name, slot in slots.items() if stored[name].dtype == FP8})
     meta = model.state_dict()
@@ -149,7 +149,7 @@ def read_weights(
     return weights
 
 
-def _check_stored(
+def check_stored(
     folder: Path, model: Transformer, slots: Mapping[str, Slot], stored: Mapping[str, StoredTensor]
 ) -> None:
     """Raises CheckpointError unless the files hold exactly the model's weights."""
@@ -227,20 +227,33 @@ def outgoing(model: Transformer, fp8: bool) -> Iterator[Outgoing]:
                 yield Outgoing(name + SCALE, scale.dtype, tuple(scale.shape), partial(_as_is, scale))
             else:
                 yield Outgoing(name, dtype, shape, partial(dequantize_blocks, weight, scale, dtype))
-        elif fp8 and name.endswith("_proj.weight"):
-            blocks = (num_blocks(shape[0]), num_blocks(shape[1]))
-            yield Outgoing(name, FP8, shape, partial(_fp8_values, weight))
-            yield Outgoing(name + SCALE, torch.bfloat16, blocks, partial(block_scales, weight))
+        elif fp8 and goes_to_fp8(name):
+            yield from in_fp8(Outgoing(name, weight.dtype, shape, partial(_as_is, weight)))
         else:
             yield Outgoing(name, weight.dtype, shape, partial(_as_is, weight))
 
 
+def goes_to_fp8(name: str) -> bool:
+    """Whether a tensor of Hugging Face's name is converted: the projections, and nothing else."""
+    return name.endswith("_proj.weight")
+
+
+def in_fp8(matrix: Outgoing) -> list[Outgoing]:
+    """The values and the scales that a matrix becomes. Both ask for it when their turn comes."""
+    rows, columns = matrix.shape
+    return [
+        Outgoing(matrix.name, FP8, matrix.shape, lambda: quantize_blocks(matrix.make())[0]),
+        Outgoing(
+            matrix.name + SCALE,
+            torch.bfloat16,
+            (num_blocks(rows), num_blocks(columns)),
+            lambda: block_scales(matrix.make()),
+        ),
+    ]
+
+
 def _as_is(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _fp8_values(weight: Tensor) -> Tensor:
-    return quantize_blocks(weight)[0]
 
 
 def cut_shards(tensors: list[Outgoing], shard_bytes: float) -> Iterator[list[Outgoing]]:
