@@ -105,7 +105,7 @@ def _stored(path: Path, data: mmap.mmap, base: int, entry: Mapping[str, Any]) ->
         raise ValueError(f"dtype {entry['dtype']} is not known")
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     start, end = entry["data_offsets"]
-    if start < 0 or end - start != math.prod(shape) * dtype.itemsize:
+    if start < 0 or min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{end - start} bytes for a tensor {list(shape)} of {entry['dtype']}")
     return StoredTensor(path, data, dtype, shape, base + start, base + end)
 
