@@ -152,7 +152,7 @@ class ModelConfig:
         original = self.max_position_embeddings
         if self.architecture.startswith("qwen3") and original == QWEN3_SHIPPED:
             original = QWEN3_TRAINED
-        yarn = YarnConfig(factor, original)
+        yarn = YarnConfig(float(factor), original)
         return replace(self, yarn=yarn, max_position_embeddings=yarn.max_position_embeddings)
 
     @classmethod
@@ -168,7 +168,7 @@ class ModelConfig:
         # a head of Qwen3 has 128 dimensions unless said otherwise; the others split hidden_size
         default_head_dim = 128 if architecture == "qwen3" else _size(config, "hidden_size") // heads
         rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        longest = config.get("max_position_embeddings") or 32_768
+        longest = _size(config, "max_position_embeddings")
         yarn = _yarn(rope, longest)
         experts: dict[str, Any] = {}
         if architecture == "qwen3_moe":

@@ -155,6 +155,8 @@ class Experts(nn.Module):
         num_experts, width, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * inner, width, **factory))
         self.down_proj = nn.Parameter(torch.empty(num_experts, width, inner, **factory))
+        for stack in (self.gate_up_proj, self.down_proj):  # nn.Linear fills its own; this memory is arbitrary
+            nn.init.normal_(stack, std=0.02)
 
     def gate_up(self) -> Tensor:
         """[E, 2I, D]: the rows of gate, then the rows of up."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from lathe.errors import CheckpointError
 from lathe.model.config import ModelConfig
 from lathe.model.quantization import (
+    BLOCK,
     FP8,
     block_scales,
     dequantize_blocks,
@@ -117,6 +118,8 @@ def read_weights(
     slots = tensor_slots(model, stacked_experts=stacked)
     check_stored(folder, model, slots, stored)
     if keep_fp8:
+        if stacked and model.config.moe_intermediate_size % BLOCK:
+            raise CheckpointError(f"{folder} has gate and up in common FP8 blocks: load it without keep_fp8")
         keep_fp8_weights(model, {slot.weight for name, slot in slots.items() if stored[name].dtype == FP8})
     meta = model.state_dict()
     weights: dict[str, Tensor] = {}

