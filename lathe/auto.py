@@ -188,7 +188,7 @@ class AutoModelForCausalLM:
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
-    """Qwen pads with <|endoftext|>; where there is none, any id will do, and the mask says where it stands."""
+    """Qwen pads with <|endoftext|>; where there is none, any id will do: the mask says what is padding."""
     return tokenizer.special_tokens.get("<|endoftext|>", tokenizer.eos_token_id or 0)
 
 
@@ -196,9 +196,8 @@ def _known(options: Mapping[str, Any]) -> dict[str, Any]:
     names = SamplingParams.__dataclass_fields__.keys() - {"n", "max_tokens"}
     unknown = [name for name in options if name not in names]
     if unknown:
-        raise InvalidRequest(
-            f"generate() has no option {unknown[0]!r}; known are {', '.join(sorted(names))}."
-        )
+        known = ", ".join(sorted(names))
+        raise InvalidRequest(f"generate() has no option {unknown[0]!r}; known are {known}.")
     return dict(options)
 
 

@@ -6,15 +6,13 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers
-
 from lathe.engine.llm import LLM
 from lathe.engine.sequence import Sampled
 from lathe.errors import PromptTooLong
+from lathe.text.byte_level import BYTE_TO_CHAR, SpecialToken, Vocabulary
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.tokenizer import Tokenizer
-from lathe.types import SamplingParams, TokenLogprob
+from lathe.types import FinishReason, SamplingParams, TokenLogprob
 
 QWEN_MARKS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>",
@@ -36,8 +34,8 @@ class _Line:
 class ScriptedEngine:
     """Speaks the next reply of its script to each request, one token at a time, with probability 1.
 
-    A reply of None, or the script's end, means: say nothing and end the turn. `prompts` records what was asked.
-    `delay_s` is the pause before each token.
+    A reply of None, or the script's end, means: say nothing and end the turn. `prompts` records what was
+    asked. `delay_s` is the pause before each token.
     """
 
     weights_version = 0
@@ -89,7 +87,7 @@ class ScriptedEngine:
                 break
             is_cut = place + 1 == line.max_tokens
             is_end = place + 1 == len(line.token_ids)
-            reason = "stop" if is_end else "length" if is_cut else None
+            reason: FinishReason | None = "stop" if is_end else "length" if is_cut else None
             line.report(Sampled(TokenLogprob(token_id, 0.0, ((token_id, 0.0),)), reason))
             if reason:
                 break
@@ -125,13 +123,22 @@ class ScriptedModel(LLM):
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges, with Qwen's control tokens: 256 + 15 ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = RawTokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
+    """Every byte is a token, and Qwen's control tokens come after: 256 + 15 ids."""
+    marks = [
+        SpecialToken(256 + place, text, special=text.startswith("<|"))
+        for place, text in enumerate(QWEN_MARKS)
+    ]
     return Tokenizer(
-        raw,
-        special_tokens={mark: len(alphabet) + i for i, mark in enumerate(QWEN_MARKS)},
-        eos_token="<|im_end|>",
+        Vocabulary(
+            tokens={char: byte for byte, char in BYTE_TO_CHAR.items()},
+            merges=[],
+            special=tuple(marks),
+            pre_tokenizer={
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": False,
+                "use_regex": True,
+            },
+            eos_token="<|im_end|>",
+        )
     )

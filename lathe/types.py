@@ -137,7 +137,7 @@ class Trajectory:
         return replace(self, messages=self.messages + messages)
 
     def extend(self, completion: Completion) -> Trajectory:
-        """The conversation with the model's answer. Raises TokensDoNotExtend when its prompt is another one."""
+        """The conversation with the answer. Raises TokensDoNotExtend when its prompt is another one."""
         prompt = completion.prompt_token_ids
         if prompt[: len(self.token_ids)] != self.token_ids:
             raise TokensDoNotExtend(

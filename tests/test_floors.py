@@ -56,4 +56,4 @@ def test_imports_go_strictly_downward():
 
 
 def test_there_is_no_utils():
-    assert not [path for path in HOUSE.rglob("*util*")]
+    assert not list(HOUSE.rglob("*util*"))

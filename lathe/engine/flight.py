@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from lathe.engine.reply import Chunk, Reply
 from lathe.engine.sequence import Sampled
 from lathe.text.tokenizer import Tokenizer
-from lathe.text.tool_calls import ToolCallParser
+from lathe.text.tool_calls import Dialect, ToolCallParser
 from lathe.types import SamplingParams, Tool
 
 
@@ -43,7 +44,7 @@ class Flight:
         report: Callable[[int, Sampled], None],
         *,
         tools: Sequence[Tool] = (),
-        dialect: str | None = None,
+        dialect: Dialect | None = None,
     ):
         self._engine = engine
         self._replies: list[Reply] = []
@@ -65,7 +66,7 @@ class Flight:
                 seed = None if sampling.seed is None else sampling.seed + copy
                 try:
                     sequence = engine.submit(
-                        prompt, replace(sampling, seed=seed, n=1), lambda s, number=number: report(number, s)
+                        prompt, replace(sampling, seed=seed, n=1), partial(report, number)
                     )
                 except BaseException:
                     self.cancel()

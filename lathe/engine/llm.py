@@ -112,16 +112,36 @@ class LLM:
     # What the model reads
 
     def encode(self, trajectory: Trajectory) -> tuple[int, ...]:
-        """The prompt's ids: what the trajectory already holds, then what is new in its messages.
+        """The prompt's ids: those that the trajectory already holds, then what is new in its messages.
 
-        Sampled tokens stand as they were sampled. Raises PromptTooLong before anything is queued.
+        Sampled tokens stand as they were sampled; they are never made from text again. A template that
+        rewrites earlier turns (some drop old reasoning) gives another prompt, which `Trajectory.extend`
+        refuses. Raises PromptTooLong before anything is queued.
         """
-        ids = self.template.encode(
-            self.tokenizer, trajectory.messages, trajectory.tools, **trajectory.template_kwargs
-        )
+        ids = self._encode(trajectory, len(trajectory.messages), add_generation_prompt=True)
+        if trajectory.token_ids:
+            ids = self._continued(trajectory, ids)
         if len(ids) >= self.max_context:
             raise PromptTooLong(len(ids), self.max_context)
-        return tuple(ids)
+        return ids
+
+    def _encode(self, trajectory: Trajectory, num_messages: int, **options: Any) -> tuple[int, ...]:
+        messages = trajectory.messages[:num_messages]
+        options = {**trajectory.template_kwargs, **options}
+        return tuple(self.template.encode(self.tokenizer, messages, trajectory.tools, **options))
+
+    def _continued(self, trajectory: Trajectory, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """`ids` with the part that was read and sampled before as it was then."""
+        roles = [message.role for message in trajectory.messages]
+        num_read = len(roles) - roles[::-1].index("assistant")
+        read = self._encode(trajectory, num_read, add_generation_prompt=False)
+        ends = self.engine.eos_token_ids
+        if ids[: len(read)] != read or not ends & set(read):
+            return ids
+        # A turn ends with its end mark, which a reply that was cut lacks, and what the template puts behind.
+        end = max(place for place, token_id in enumerate(read) if token_id in ends)
+        has_end = trajectory.token_ids[-1] in ends
+        return trajectory.token_ids + ids[end + 1 if has_end else end :]
 
     # The protocol of a Model
 
@@ -198,7 +218,7 @@ class LLM:
         sampling: SamplingParams | None = None,
         **options: Any,
     ) -> list[Completion]:
-        """Answer conversations in one batch; with `n`, that many answers of the first, then of the second …"""
+        """Answer conversations in one batch; with `n`, that many of the first, then of the second …"""
         prompts = [self.encode(Trajectory(to_messages(m), to_tools(tools))) for m in conversations]
         chunks = self._stream(prompts, self._sampling(sampling, options), to_tools(tools))
         return _completions(chunks)

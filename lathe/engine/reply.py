@@ -101,17 +101,17 @@ class Reply:
             finish_reason = "stop"
         elif finish_reason is not None:
             text += self._stops.finish()
-        events = self._events(text, is_last=finish_reason is not None)
+        events = self._events(text, finish_reason)
         completion = None if finish_reason is None else self._complete(finish_reason)
         return Chunk(self.index, tuple(events), (token,), completion)
 
-    def _events(self, text: str, *, is_last: bool) -> list[Event]:
+    def _events(self, text: str, finish_reason: FinishReason | None) -> list[Event]:
         if self._parser is None:
             events: list[Event] = [Content(text)] if text else []
         else:
             events = self._parser.feed(text) if text else []
-            if is_last:
-                events += self._parser.finish()
+            if finish_reason is not None:
+                events += self._parser.finish(end_of_turn=finish_reason == "stop")
         for event in events:
             if isinstance(event, Content):
                 self._content.append(event.text)

@@ -35,7 +35,7 @@ def to_message(message: Message | Mapping[str, Any]) -> Message:
 
 
 def text_of(content: Any) -> str:
-    """The text of a message's content: a string, None, or parts of which each is text."""
+    """The text of a message's content: a string, None, or parts of text, one a line."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -53,11 +53,11 @@ def text_of(content: Any) -> str:
         else:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise InvalidRequest(f"A message has a part of type {kind!r}; this model reads text only.")
-    return "".join(texts)
+    return "\n".join(texts)
 
 
 def to_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
-    """A call from `{"id": ..., "function": {"name": ..., "arguments": JSON text or object}}`, or its function."""
+    """A call from `{"id": ..., "function": {"name": ..., "arguments": JSON text or an object}}`."""
     if isinstance(call, ToolCall):
         return call
     function = call.get("function", call)

@@ -158,7 +158,7 @@ def test_the_context_ends_a_reply_as_length(tiny_model):
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(engine):
-    with pytest.raises(PromptTooLong, match="maximum context length is 512 tokens.*prompt has 512"):
+    with pytest.raises(PromptTooLong, match=r"maximum context length is 512 tokens.*prompt has 512"):
         engine.submit(tuple(range(512)), GREEDY, print)
     with pytest.raises(InvalidRequest, match="empty"):
         engine.submit((), GREEDY, print)

@@ -1,0 +1,155 @@
+"""The whole library on real weights (SmolLM2) and on scripted words."""
+
+import asyncio
+import time
+
+import pytest
+
+from lathe import LLM
+from lathe.engine.engine import EngineConfig
+from lathe.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from lathe.testing import ScriptedModel
+from lathe.types import Message, SamplingParams, TokensDoNotExtend, Tool, Trajectory
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
+ASK = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    with LLM("smollm2", engine_config=EngineConfig(kv_memory_bytes=2**29)) as llm:
+        yield llm
+
+
+def test_real_weights_answer_a_chat(smollm2):
+    reply = smollm2.chat(ASK, sampling=GREEDY)
+    assert "Paris" in reply.message.content
+    assert reply.finish_reason == "stop"
+    assert reply.token_ids[-1] == smollm2.tokenizer.special_tokens["<|im_end|>"]
+
+
+def test_streaming_and_batches_say_the_same(smollm2):
+    questions = [[{"role": "user", "content": f"What is {i} plus {i}?"}] for i in range(5)] + [ASK]
+    alone = [smollm2.chat(question, sampling=GREEDY).message.content for question in questions]
+    together = [c.message.content for c in smollm2.chat_many(questions, sampling=GREEDY)]
+    assert together == alone
+    streamed = "".join(chunk.text for chunk in smollm2.stream_chat(ASK, sampling=GREEDY))
+    assert streamed == alone[-1]
+
+
+def test_raw_text_is_continued(smollm2):
+    reply = smollm2.generate("def add(a, b):\n    return", temperature=0.0, max_tokens=4)
+    assert reply.message.content.startswith(" a + b")
+    ids = smollm2.tokenizer.encode("def add(a, b):\n    return")
+    assert smollm2.generate(ids, temperature=0.0, max_tokens=4).token_ids == reply.token_ids
+
+
+def test_n_replies_and_their_seeds(smollm2):
+    def ask():
+        return smollm2.chat_many([ASK, ASK], temperature=1.5, seed=3, n=3, max_tokens=12)
+
+    replies = [reply.token_ids for reply in ask()]
+    assert replies == [reply.token_ids for reply in ask()]
+    assert replies[:3] == replies[3:]
+    assert len(set(replies)) > 1
+    with pytest.raises(InvalidRequest, match="chat_many"):
+        smollm2.chat(ASK, n=2)
+
+
+def test_a_conversation_goes_on_from_its_tokens(smollm2):
+    async def talk():
+        talk = Trajectory((Message("user", "Name a colour."),))
+        for _ in range(3):
+            completion = await smollm2.complete(talk, SamplingParams(temperature=0.9, seed=1, max_tokens=8))
+            assert completion.prompt_token_ids[: len(talk.token_ids)] == talk.token_ids
+            talk = talk.extend(completion).add(Message("user", "Another one?"))
+        return talk
+
+    talk = asyncio.run(talk())
+    assert sum(talk.loss_mask) == sum(p != 0.0 for p in talk.logprobs)
+    assert len(talk.token_ids) == len(talk.loss_mask) == len(talk.logprobs)
+    # Turns that were not cut read exactly as the template writes them.
+    text = smollm2.tokenizer.decode(talk.token_ids)
+    assert text.count("<|im_start|>assistant\n") == text.count("Another one?") + 1 == 3
+
+
+def test_sampled_tokens_are_never_made_from_text_again():
+    """The tiny tokenizer has one way to write a text; a trajectory may hold another, and keeps it."""
+    model = ScriptedModel("first", "second")
+    talk = Trajectory((Message("user", "a"),))
+
+    async def turns():
+        nonlocal talk
+        talk = talk.extend(await model.complete(talk))
+        spelled_otherwise = tuple(
+            model.tokenizer.special_tokens["<think>"] if mask and place % 2 else token_id
+            for place, (token_id, mask) in enumerate(zip(talk.token_ids, talk.loss_mask, strict=True))
+        )
+        spelled_otherwise = (*spelled_otherwise[:-1], talk.token_ids[-1])
+        talk = Trajectory(
+            talk.messages, token_ids=spelled_otherwise, loss_mask=talk.loss_mask, logprobs=talk.logprobs
+        )
+        talk = talk.add(Message("user", "b"))
+        return await model.complete(talk)
+
+    completion = asyncio.run(turns())
+    assert talk.extend(completion).token_ids[: len(talk.token_ids)] == talk.token_ids
+    tail = model.tokenizer.decode(completion.prompt_token_ids[len(talk.token_ids) :])
+    assert tail == "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(TokensDoNotExtend):
+        Trajectory(talk.messages, token_ids=(1, 2, 3)).extend(completion)
+
+
+def test_closing_a_stream_frees_its_pages(smollm2):
+    async def leave():
+        chunks = smollm2.stream(Trajectory((Message("user", "Tell me a long story."),)))
+        await anext(chunks)
+        await chunks.aclose()
+
+    asyncio.run(leave())
+    pool = smollm2.engine.pool
+    deadline = time.monotonic() + 5
+    while pool.num_free < pool.num_pages and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert pool.num_free == pool.num_pages
+
+
+def test_a_stop_string_frees_its_pages(smollm2):
+    reply = smollm2.generate("1, 2, 3,", temperature=0.0, stop=" 6", max_tokens=500)
+    assert reply.message.content == " 4, 5,"
+    assert reply.finish_reason == "stop"
+    assert smollm2.engine.scheduler.has_work is False or smollm2.engine.num_running <= 1
+
+
+def test_logprobs_are_those_of_the_model(smollm2):
+    reply = smollm2.chat(ASK, temperature=0.0, logprobs=5, max_tokens=4)
+    for entry in reply.logprobs:
+        assert len(entry.top) == 5
+        assert entry.top[0] == (entry.token_id, pytest.approx(entry.logprob, abs=1e-5))
+        assert all(a[1] >= b[1] for a, b in zip(entry.top, entry.top[1:], strict=False))
+
+
+def test_calls_are_read_only_where_tools_were_offered():
+    words = "<tool_call>\n<function=ls>\n</function>\n</tool_call>"
+    model = ScriptedModel(words, words)
+    with_tools = model.chat(ASK, tools=[Tool("ls")])
+    assert [call.name for call in with_tools.message.tool_calls] == ["ls"]
+    assert with_tools.finish_reason == "tool_calls"
+    without = model.chat(ASK)
+    assert without.message.content == words
+    assert without.finish_reason == "stop"
+
+
+def test_mistakes_are_named(smollm2):
+    with pytest.raises(PromptTooLong, match="maximum context length"):
+        smollm2.chat([{"role": "user", "content": "word " * 9000}])
+    with pytest.raises(InvalidRequest, match="temprature"):
+        smollm2.chat(ASK, temprature=0)
+    with pytest.raises(InvalidRequest, match="role"):
+        smollm2.chat([{"role": "wizard", "content": "hi"}])
+    with pytest.raises(InvalidRequest, match="image"):
+        smollm2.chat([{"role": "user", "content": [{"type": "image_url"}]}])
+    with pytest.raises(InvalidRequest, match="vocabulary"):
+        smollm2.generate([10**6])
+    with pytest.raises(ModelNotFound):
+        LLM("smolm2")

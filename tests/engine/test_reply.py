@@ -1,0 +1,115 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lathe.engine.reply import Reply, StopStrings
+from lathe.testing import tiny_tokenizer
+from lathe.text.tool_calls import ToolCallParser
+from lathe.types import SamplingParams, TokenLogprob, Tool
+
+TOKENIZER = tiny_tokenizer()
+END = TOKENIZER.special_tokens["<|im_end|>"]
+SHELL = Tool("bash", "", {"type": "object", "properties": {"command": {"type": "string"}}})
+CALL = "<tool_call>\n<function=bash>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>"
+
+
+def read(text, *, tools=(), end=True, last="stop", **options):
+    """The chunks of a reply that says these words."""
+    reply = Reply(
+        0,
+        TOKENIZER,
+        SamplingParams(**options),
+        prompt_token_ids=(1, 2),
+        eos_token_ids=frozenset({END}),
+        parser=ToolCallParser(tools, "qwen3_coder") if tools else None,
+        weights_version=0,
+    )
+    ids = TOKENIZER.encode(text, allow_special=True) + [END] * end
+    chunks = []
+    for place, token_id in enumerate(ids):
+        chunks.append(reply.push(TokenLogprob(token_id, -0.5), last if place + 1 == len(ids) else None))
+        if reply.ended:
+            break
+    return chunks, ids
+
+
+@given(
+    st.text(alphabet="abc<>é漢🙂", max_size=20),
+    st.lists(st.text("abcé漢", min_size=1, max_size=3), max_size=3),
+)
+def test_a_stop_string_ends_the_text_before_it(text, stops):
+    chunks, _ = read(text, stop=tuple(stops))
+    places = [text.find(stop) for stop in stops if stop in text]
+    wanted = text[: min(places)] if places else text
+    # Of stop strings that overlap, the one that is complete first ends the reply.
+    said = "".join(chunk.text for chunk in chunks)
+    assert said == chunks[-1].completion.message.content
+    assert said == wanted or (len(places) > 1 and text.startswith(said))
+    assert chunks[-1].completion.finish_reason == "stop"
+
+
+@given(st.text("ab", max_size=30), st.sampled_from(["ab", "aab", "abab", "bbb"]))
+def test_stop_strings_hold_back_no_more_than_their_beginning(text, stop):
+    stops, said = StopStrings((stop,)), ""
+    for place, char in enumerate(text):
+        said += stops.feed(char)
+        if stops.found:
+            break
+        held = text[len(said) : place + 1]
+        assert stop.startswith(held)
+    assert said + ("" if stops.found else stops.finish()) == text.split(stop)[0]
+
+
+def test_the_tokens_are_those_that_were_sampled_to_the_end():
+    chunks, ids = read("hello", end=True)
+    completion = chunks[-1].completion
+    assert completion.token_ids == tuple(ids)
+    assert completion.prompt_token_ids == (1, 2)
+    assert completion.message.content == "hello"
+    assert [entry.token_id for entry in completion.logprobs] == ids
+    assert all(chunk.completion is None for chunk in chunks[:-1])
+
+
+def test_after_a_stop_string_nothing_is_kept():
+    chunks, ids = read("hello END and more", stop=("END",))
+    assert chunks[-1].completion.token_ids == tuple(ids[: len("hello END")])
+
+
+def test_characters_arrive_whole():
+    chunks, _ = read("a漢🙂b")
+    assert [chunk.text for chunk in chunks if chunk.text] == ["a", "漢", "🙂", "b"]
+
+
+def test_half_a_character_at_the_end_is_shown_as_lost():
+    chunks, _ = read("🙂", end=False, last="length")
+    reply = chunks[-1].completion
+    assert (reply.message.content, reply.finish_reason) == ("🙂", "length")
+
+
+@pytest.mark.parametrize(("last", "reason"), [("stop", "tool_calls"), ("length", "length")])
+def test_a_call_is_reported_with_an_honest_reason(last, reason):
+    chunks, _ = read("Look:\n" + CALL, tools=(SHELL,), last=last)
+    completion = chunks[-1].completion
+    assert completion.finish_reason == reason
+    assert completion.message.content == "Look:"
+    assert [(call.name, call.arguments) for call in completion.message.tool_calls] == [
+        ("bash", {"command": "ls"})
+    ]
+
+
+def test_a_cut_call_is_no_call():
+    chunks, _ = read(CALL[:-30], tools=(SHELL,), end=False, last="length")
+    completion = chunks[-1].completion
+    assert completion.finish_reason == "length"
+    assert completion.message.tool_calls == ()
+
+
+def test_without_tools_tags_are_text():
+    chunks, _ = read(CALL)
+    assert chunks[-1].completion.message.content == CALL
+    assert chunks[-1].completion.finish_reason == "stop"
+
+
+def test_control_tokens_in_the_middle_are_not_shown():
+    chunks, _ = read("a<|im_start|>b")
+    assert chunks[-1].completion.message.content == "ab"
