@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lathe.errors import CheckpointError, TemplateError
 from lathe.text.byte_level import SpecialToken
 from lathe.text.conversation import (
-    Dialect,
     Supply,
-    ToolWords,
+    ToolDict,
     Traits,
     Turn,
     find_traits,
@@ -33,6 +33,7 @@ from lathe.text.conversation import (
 )
 from lathe.text.supplied_text import Marks, strings_in
 from lathe.text.tokenizer import Tokenizer
+from lathe.text.tool_calls import Dialect
 from lathe.types import Message, Tool
 
 BUILTIN = Path(__file__).with_name("qwen3_coder.jinja")
@@ -129,38 +130,29 @@ class ChatTemplate:
             return self._for_tools._render(messages, tools, options, supply)
         if not messages:
             raise TemplateError("A conversation needs at least one message.")
-        turns, described = fit(
+        given = (
             [to_turn(message, supply) for message in messages],
             [to_tool_dict(tool, supply) for tool in tools],
-            self._traits,
-            self._words,
         )
+        with _as_template_errors():
+            turns, described = fit(*given, self._traits, describe_tools)
         return self._run(turns, described, {name: supply(value) for name, value in options.items()})
 
-    def _run(self, turns: list[Turn], tools: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    def _run(self, turns: list[Turn], tools: list[ToolDict], options: Mapping[str, Any]) -> str:
         # transformers passes None, not an empty list, where there are no tools or documents.
         names = {"documents": None, **self._tokens, **options, "messages": turns, "tools": tools or None}
-        try:
+        with _as_template_errors():
             return self._template.render(names)
-        except jinja2.TemplateError as error:
-            raise TemplateError(f"The chat template refuses this conversation: {error.message}") from error
-        except Exception as error:  # templates are programs of others and may fail in any way
-            raise TemplateError(f"The chat template fails on this conversation: {error}") from error
 
     @cached_property
     def _traits(self) -> Traits:
-        def render(turns: list[Turn], tools: list[dict[str, Any]]) -> str | None:
+        def render(turns: list[Turn], tools: list[ToolDict]) -> str | None:
             try:
                 return self._run(turns, tools, {"add_generation_prompt": True})
             except TemplateError:
                 return None
 
         return find_traits(render)
-
-    @cached_property
-    def _words(self) -> ToolWords:
-        macros = _compile(BUILTIN.read_text(encoding="utf-8")).make_module({"messages": []})
-        return ToolWords(macros.describe_tools, macros.write_calls, macros.write_result)  # type: ignore[attr-defined]
 
 
 def _plain_data(value: Any) -> Any:
@@ -170,6 +162,26 @@ def _plain_data(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain_data(item) for item in value]
     return value
+
+
+@contextmanager
+def _as_template_errors() -> Iterator[None]:
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise TemplateError(f"The chat template refuses this conversation: {error.message}") from error
+    except Exception as error:  # templates are programs of others and may fail in any way
+        raise TemplateError(f"The chat template fails on this conversation: {error}") from error
+
+
+def describe_tools(tools: list[ToolDict]) -> str:
+    """What the built-in template's system message says about tools, for templates that know none."""
+    return _builtin_macros().describe_tools(tools)
+
+
+@cache
+def _builtin_macros() -> Any:
+    return _compile(BUILTIN.read_text(encoding="utf-8")).make_module({"messages": []})
 
 
 # The environment that Hugging Face's templates are written for

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
+from lathe.text import tool_calls
+from lathe.text.tool_calls import Dialect
 from lathe.types import Message, Tool, ToolCall
 
-Dialect = Literal["qwen3_coder", "qwen3"]
 Turn = dict[str, Any]
+ToolDict = dict[str, Any]
 Supply = Callable[[Any], Any]
-Render = Callable[[list[Turn], list[dict[str, Any]]], str | None]
+Render = Callable[[list[Turn], list[ToolDict]], str | None]
 
 
 def to_turn(message: Message, supply: Supply) -> Turn:
@@ -40,7 +42,7 @@ def _call(call: ToolCall, supply: Supply) -> dict[str, Any]:
     return {"type": "function", "id": supply(call.id), "function": function}
 
 
-def to_tool_dict(tool: Tool, supply: Supply) -> dict[str, Any]:
+def to_tool_dict(tool: Tool, supply: Supply) -> ToolDict:
     """A tool as a dict, always with a schema of type object: templates reach into it."""
     schema = {"type": "object", "properties": {}} if tool.parameters is None else dict(tool.parameters)
     properties = schema.get("properties")
@@ -93,7 +95,7 @@ def find_traits(render: Render) -> Traits:
     )
 
 
-def _find_dialect(render: Render, tools: list[dict[str, Any]]) -> Dialect | None:
+def _find_dialect(render: Render, tools: list[ToolDict]) -> Dialect | None:
     call = ToolCall("probecall", {"probeargument": "probevalue"}, id="probe0001")
     conversation = (
         Message("user", "Probeuser."),
@@ -115,29 +117,27 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class ToolWords:
-    """Text for templates that know no tools: their description, and what calls and results look like."""
-
-    describe_tools: Callable[[list[dict[str, Any]]], str]
-    write_calls: Callable[[list[dict[str, Any]]], str]
-    write_result: Callable[[str], str]
-
-
 def fit(
-    turns: list[Turn], tools: list[dict[str, Any]], traits: Traits, words: ToolWords
-) -> tuple[list[Turn], list[dict[str, Any]]]:
+    turns: list[Turn],
+    tools: list[ToolDict],
+    traits: Traits,
+    describe_tools: Callable[[list[ToolDict]], str],
+) -> tuple[list[Turn], list[ToolDict]]:
     """The conversation and the tools that a template with these traits shows completely.
 
     A developer is the system. System messages at the beginning become one. A later one that the template
     would refuse, drop or move becomes a user's turn; so does the first where a template has no place for it.
-    Tools and calls that the template doesn't know become text. Turns of one role become one where they must
-    alternate.
+    Tools and calls that the template doesn't know become text in Qwen3-Coder's syntax. Turns of one role
+    become one where they must alternate.
     """
     turns = [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     turns = _merge_leading_systems(turns)
     if traits.dialect is None:
-        turns = _fold_tools(turns, tools, words)
+        turns = [_with_calls_as_text(turn) for turn in _merge_results(turns)]
+        if tools:
+            described = {"role": "system", "content": describe_tools(tools)}
+            place = 1 if turns[0]["role"] == "system" else 0
+            turns = _merge_leading_systems([*turns[:place], described, *turns[place:]])
         tools = []
     turns = [
         turn | {"role": "user"} if turn["role"] == "system" and not _has_place(place, traits) else turn
@@ -155,10 +155,6 @@ def _merge_leading_systems(turns: list[Turn]) -> list[Turn]:
     return turns if count < 2 else [_joined(turns[:count]), *turns[count:]]
 
 
-def _joined(turns: Sequence[Turn]) -> Turn:
-    return turns[0] | {"content": "\n\n".join(turn["content"] for turn in turns if turn["content"])}
-
-
 def _merge_adjacent(turns: list[Turn]) -> Iterator[Turn]:
     def role_of_text(turn: Turn) -> object:
         return id(turn) if turn["role"] == "tool" or "tool_calls" in turn else turn["role"]
@@ -167,26 +163,27 @@ def _merge_adjacent(turns: list[Turn]) -> Iterator[Turn]:
         yield _joined(list(group))
 
 
-def _fold_tools(turns: list[Turn], tools: list[dict[str, Any]], words: ToolWords) -> list[Turn]:
-    folded: list[Turn] = []
+def _joined(turns: Sequence[Turn]) -> Turn:
+    if len(turns) == 1:
+        return turns[0]
+    return turns[0] | {"content": "\n\n".join(turn["content"] for turn in turns if turn["content"])}
+
+
+def _merge_results(turns: list[Turn]) -> Iterator[Turn]:
+    """Neighbouring results of tools as one turn of the user's."""
     for is_result, group in groupby(turns, lambda turn: turn["role"] == "tool"):
         if is_result:
-            results = "".join(words.write_result(turn["content"]) for turn in group)
-            folded.append({"role": "user", "content": results.removesuffix("\n")})
+            results = [f"<tool_response>\n{turn['content']}\n</tool_response>" for turn in group]
+            yield {"role": "user", "content": "\n".join(results)}
         else:
-            folded += [_with_calls_as_text(turn, words) for turn in group]
-    if not tools:
-        return folded
-    described = {"role": "system", "content": words.describe_tools(tools)}
-    if folded and folded[0]["role"] == "system":
-        return [_joined([folded[0], described]), *folded[1:]]
-    return [described, *folded]
+            yield from group
 
 
-def _with_calls_as_text(turn: Turn, words: ToolWords) -> Turn:
+def _with_calls_as_text(turn: Turn) -> Turn:
     if "tool_calls" not in turn:
         return turn
-    calls = words.write_calls(turn["tool_calls"])
+    functions = [call["function"] for call in turn["tool_calls"]]
+    calls = tool_calls.render(ToolCall(each["name"], each["arguments"]) for each in functions)
     content = turn["content"].strip()
     rest = {key: value for key, value in turn.items() if key != "tool_calls"}
     return rest | {"content": f"{content}\n\n{calls}" if content else calls}
