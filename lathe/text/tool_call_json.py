@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,14 +17,12 @@ KEYS = tuple(
 )
 HEADER = re.compile(r'\{\s*"name"\s*:\s*"([^"\\]{1,128})"\s*,\s*"(?:arguments|parameters)"\s*:\s*\{')
 MAX_HEADER = 512  # characters
-MAX_KEY = 256
 
 OUTSIDE = re.compile(r"""[^"'{}\[\],<]++""")
 INSIDE = {'"': re.compile(r'[^"\\]++'), "'": re.compile(r"[^'\\]++")}
 ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
 PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
-KEY = re.compile(rf'"((?:[^"\\]|\\.){{0,{MAX_KEY}}}+)"', re.DOTALL)
 
 
 class JsonReader:
@@ -138,11 +137,9 @@ class JsonReader:
 
     def _stream_member(self, call: CallWriter) -> Wait[bool]:
         """One "key": value. False if there is none, or the text ends in it."""
-        while not (length := self.window.match_length(KEY)):
-            if self.window.ended or len(self.window) > 2 * MAX_KEY:
-                return False
-            yield
-        key = read_value(self.window.take(length))
+        pieces: list[str] = []
+        yield from self._scan_string(pieces)
+        key = read_value("".join(pieces))
         if not isinstance(key, str) or (yield from self._next_mark()) != ":":
             return False
         self.window.take(1)
@@ -150,7 +147,7 @@ class JsonReader:
         if (yield from self._next_mark()) == '"' and (not schema.types or "string" in schema.types):
             call.begin_string(key)
             return (yield from self._stream_string(call))
-        pieces: list[str] = []
+        pieces.clear()
         if not (yield from self._scan(pieces)):
             return False
         text = "".join(pieces)
@@ -169,7 +166,7 @@ class JsonReader:
                 return True
             else:
                 escape = self.window.take((yield from self._escape_length()))
-                call.text(read_value(f'"{escape}"') if len(escape) > 1 else escape)
+                call.text(json.loads(f'"{escape}"') if len(escape) > 1 else escape)
         return False
 
     def _escape_length(self) -> Wait[int]:

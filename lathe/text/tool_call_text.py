@@ -69,8 +69,9 @@ class Window:
         return self._text[self._start + start : self._start + end]
 
     def take(self, count: int) -> str:
+        """The next `count` characters, or what there is of them; they are settled."""
         text = self.slice(0, count)
-        self._start += count
+        self._start += len(text)
         return text
 
     def match_length(self, pattern: re.Pattern[str], at: int = 0) -> int:
