@@ -71,7 +71,7 @@ def main_options(
         print(f"lathe {lathe.__version__}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
-        raise typer.Exit
+        print(ctx.get_help())
 
 
 @app.command()
@@ -91,13 +91,14 @@ def serve(
     import logging
 
     from lathe.server import run
-    from lathe.server.app import create_app
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("lathe").setLevel(logging.INFO)
     out = stderr()
     # Before the model loads: a port in use is better known now than in some minutes.
     bound = run.bind(host, port)
+    from lathe.server.app import create_app
+
     with load(model, max_context, device, dtype, yarn, out) as llm:
         url = run.base_url(bound)
         if not run.is_loopback(bound) and api_key is None:
@@ -133,7 +134,7 @@ def chat(
             llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
         if sys.stdin.isatty():
-            out.print("[dim]/help lists what else you can type.[/dim]")
+            out.print("[dim]/help lists what else you can type.[/dim]", highlight=False)
             turns = talk.typed_turns(Path(typer.get_app_dir("lathe")) / "chat_history")
         else:
             turns = talk.piped_turns(sys.stdin)
@@ -235,7 +236,7 @@ def info(
     info.show_shape(config, out)
     if found.checkpoint is not None:
         info.show_files(found.checkpoint, out)
-        info.show_words(found.checkpoint, out)
+        info.show_text(found.checkpoint, out)
     info.show_memory(config, context or info.contexts_of(config), out)
 
 
@@ -243,20 +244,21 @@ def load(
     model: str, max_context: int | None, device: str, dtype: str, yarn: float | None, out: Console
 ) -> LLM:
     """The model, with a bar while it loads and a line about the context that its cache gives."""
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    if dtype not in dtypes:
+        raise UserError(f"{dtype} is no dtype: choose one of {', '.join(dtypes)}.")
+
     import torch
 
     from lathe.engine.engine import EngineConfig
     from lathe.engine.llm import LLM
     from lathe.terminal.progress import progress
 
-    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise UserError(f"{dtype} is no dtype: choose one of {', '.join(dtypes)}.")
     with progress(f"Loading {model}", out) as report:
         llm = LLM(
             model,
             device=device,
-            dtype=dtypes[dtype],
+            dtype=None if dtype == "auto" else getattr(torch, dtype),
             yarn=yarn,
             engine_config=EngineConfig(max_context=max_context),
             progress=report,

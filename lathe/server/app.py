@@ -83,7 +83,7 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
         try:
             return json_response(await while_connected(request.receive, chat.whole_reply(turn, llm)))
         except ClientGone:
-            log.info("the client left before its reply was complete")
+            log.info("a client left before its reply was complete")
             return Response(status_code=499)  # nobody reads it; nginx's number for this
 
     errors.install(app)

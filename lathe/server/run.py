@@ -8,6 +8,7 @@ import json
 import shlex
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -62,7 +63,8 @@ class Server(uvicorn.Server):
 
 def run(app: FastAPI, bound: socket.socket, on_ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGINT or SIGTERM; then running replies have a second to end."""
-    Server(app, on_ready).run(sockets=[bound])
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped
+        Server(app, on_ready).run(sockets=[bound])
 
 
 def base_url(bound: socket.socket) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from lathe.server.errors import encode_json
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -74,4 +77,4 @@ class EventStream(Response):
         try:
             await while_connected(receive, send_all())
         except (ClientGone, OSError):
-            return
+            log.info("a client left before its stream was complete")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lathe.engine.kv_cache import bytes_per_token
 from lathe.engine.loading import default_sampling, load_template, load_tokenizer
+from lathe.errors import ModelNotFound
 from lathe.model import hub
 from lathe.model.checkpoint import Checkpoint, open_checkpoint
 from lathe.model.config import ModelConfig
@@ -35,13 +36,14 @@ class Found:
 
 
 def find(name: str) -> Found:
-    """A checkpoint on this machine, else a published shape (a name's beginning is enough), else what the hub has."""
-    path = hub.find_local(name)
-    if path is None:
+    """A checkpoint on this machine, else a published shape (its name's beginning will do), else the hub's."""
+    try:
+        path = hub.resolve(name, fetch=False)
+    except ModelNotFound:
         key = name.lower().removeprefix("qwen/")
         shapes = [known for known in PRESETS if known.startswith(key)]
-        if key in shapes or len(shapes) == 1:
-            return Found(PRESETS[key if key in shapes else shapes[0]], None)
+        if len(shapes) == 1 or key in shapes:
+            return Found(PRESETS[shapes[0] if len(shapes) == 1 else key], None)
         path = hub.resolve(name)
     checkpoint = open_checkpoint(path)
     return Found(checkpoint.config, checkpoint)
@@ -58,7 +60,10 @@ def show_shape(config: ModelConfig, out: Console) -> None:
             f"{config.num_heads} query heads on {config.num_kv_heads} KV heads of {config.head_dim}",
         ),
         ("MLP", f"width {config.intermediate_size}"),
-        ("vocabulary", f"{config.vocab_size:,}{', tied' if config.tie_word_embeddings else ''}"),
+        (
+            "vocabulary",
+            f"{config.vocab_size:,}{', embedding and head tied' if config.tie_word_embeddings else ''}",
+        ),
         ("context", f"{config.max_position_embeddings:,} tokens{stretch(config)}"),
     ]
     if config.num_experts:
@@ -72,11 +77,12 @@ def show_shape(config: ModelConfig, out: Console) -> None:
 def show_files(checkpoint: Checkpoint, out: Console) -> None:
     sizes = sizes_by_type(checkpoint)
     rows = [(name, gigabytes(size)) for name, size in sizes.most_common()]
-    show([*rows, ("together", gigabytes(sum(sizes.values())))], f"Files ({checkpoint.path})", out)
+    rows = [("path", str(checkpoint.path)), *rows, ("together", gigabytes(sum(sizes.values())))]
+    show(rows, "Files", out)
 
 
-def show_words(checkpoint: Checkpoint, out: Console) -> None:
-    """What the checkpoint says about words: its template's dialect and its sampling."""
+def show_text(checkpoint: Checkpoint, out: Console) -> None:
+    """The template's dialect of tool calls, and the sampling that the checkpoint recommends."""
     tokenizer = load_tokenizer(checkpoint)
     sampling = asdict(default_sampling(checkpoint.generation_config))
     plain = asdict(SamplingParams())
@@ -89,7 +95,7 @@ def show_words(checkpoint: Checkpoint, out: Console) -> None:
         ("tool calls", load_template(checkpoint, tokenizer).dialect),
         ("sampling", ", ".join(changes) or "unchanged"),
     ]
-    show(rows, "Words", out)
+    show(rows, "Text", out)
 
 
 def show_memory(config: ModelConfig, contexts: Sequence[int], out: Console) -> None:

@@ -6,15 +6,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory
 from rich.console import Console
 
-from lathe.engine.llm import LLM, Chunk
 from lathe.errors import PromptTooLong
 from lathe.types import Completion, Message, SamplingParams
+
+if TYPE_CHECKING:
+    from lathe.engine.llm import LLM, Chunk
 
 HELP = """/clear  forget the conversation so far
 /exit   leave (so does Ctrl-D)
@@ -75,7 +77,9 @@ def show(chunks: Iterator[Chunk], out: TextIO, console: Console) -> str:
     out.flush()
     if console.is_terminal and first is not None:
         reason = completion.finish_reason if completion else "stopped"
-        console.print(f"[dim]{speed(num_tokens, started, first, time.monotonic())}  {reason}[/dim]\n")
+        console.print(
+            f"[dim]{speed(num_tokens, started, first, time.monotonic())}  {reason}[/dim]\n", highlight=False
+        )
     return "".join(texts)
 
 
