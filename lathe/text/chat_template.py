@@ -50,7 +50,7 @@ class ChatTemplate:
         self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._template = _compile(source)
-        self._for_tools = self if tool_use is None else ChatTemplate(tool_use, **self._tokens)
+        self._tool_use = None if tool_use is None else ChatTemplate(tool_use, **self._tokens)
 
     @classmethod
     def builtin(cls) -> ChatTemplate:
@@ -75,7 +75,11 @@ class ChatTemplate:
         """The syntax of tool calls in this template's prompts. One that knows no tools gets Qwen3-Coder's, as
         text.
         """
-        return self._for_tools._traits.dialect or "qwen3_coder"
+        return self._for_tools()._traits.dialect or "qwen3_coder"
+
+    def _for_tools(self) -> ChatTemplate:
+        """The template for tools, unless Lathe could not read the calls that it would lead to."""
+        return self._tool_use if self._tool_use and self._tool_use._traits.dialect else self
 
     def render(
         self,
@@ -112,7 +116,7 @@ class ChatTemplate:
             [to_turn(message, _plain_data) for message in messages],
             [to_tool_dict(tool, _plain_data) for tool in tools],
         )
-        used = (*strings_in(given), *strings_in(template_kwargs), self.source, self._for_tools.source)
+        used = (*strings_in(given), *strings_in(template_kwargs), self.source, self._for_tools().source)
         marks = Marks(tokenizer.special_tokens, used)
         template_kwargs["add_generation_prompt"] = add_generation_prompt
         ids: list[int] = []
@@ -126,8 +130,8 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Tool], options: Mapping[str, Any], supply: Supply
     ) -> str:
-        if tools and self._for_tools is not self:
-            return self._for_tools._render(messages, tools, options, supply)
+        if tools and (template := self._for_tools()) is not self:
+            return template._render(messages, tools, options, supply)
         if not messages:
             raise TemplateError("A conversation needs at least one message.")
         given = (

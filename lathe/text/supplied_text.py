@@ -34,7 +34,7 @@ class Marks:
     def __init__(self, control_tokens: Iterable[str], used: Iterable[str]):
         texts = sorted(filter(None, control_tokens), key=len, reverse=True)
         alphabet = {char for char in "".join(texts) if not char.isspace() and char not in UNMARKED}
-        free = _free_characters(used)
+        free = _free_characters([*used, *texts])
         to_mark = {char: next(free) for char in sorted(alphabet)}
         self._breaker = next(free)
         self._to_mark = str.maketrans(to_mark)
@@ -172,4 +172,7 @@ class Supplied(str):
     def __new__(cls, text: str, marks: Marks) -> Supplied:
         self = super().__new__(cls, marks.mark(text))
         self._text, self._marks = text, marks
+        return self
+
+    def __str__(self) -> Supplied:  # some filters begin with str(value)
         return self

@@ -155,7 +155,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes tokens as they come, in whole characters. The pieces joined are `tokenizer.decode` of all ids."""
+    """Decodes tokens as they come, in whole characters. Joined, the pieces are the text of all ids."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False):
         self._tokenizer = tokenizer
