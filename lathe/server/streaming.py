@@ -78,3 +78,5 @@ class EventStream(Response):
             await while_connected(receive, send_all())
         except (ClientGone, OSError):
             log.info("a client left before its stream was complete")
+        except asyncio.CancelledError:
+            log.info("a stream was cut because the server stops")

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import torch
-from lathe.text.chat_template import ChatTemplate
 from serving import serve
 
 from lathe.engine.engine import Engine, EngineConfig
@@ -16,6 +15,7 @@ from lathe.engine.llm import LLM
 from lathe.model.config import ModelConfig
 from lathe.model.transformer import Transformer
 from lathe.testing import tiny_tokenizer
+from lathe.text.chat_template import ChatTemplate
 from lathe.types import SamplingParams
 
 # Long enough to be still running whenever a test looks: some seconds on one core.
@@ -25,6 +25,8 @@ ENDLESS = {"ignore_eos": True, "temperature": 0, "messages": [{"role": "user", "
 @pytest.fixture
 def llm():
     tokenizer = tiny_tokenizer()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second thread only waits for the first on matrices this small
     torch.manual_seed(0)
     config = ModelConfig(
         architecture="qwen3",
@@ -51,6 +53,7 @@ def llm():
     )
     yield llm
     llm.close()
+    torch.set_num_threads(threads)
 
 
 def post(url: str, body: dict) -> socket.socket:
@@ -105,6 +108,19 @@ def test_leaving_frees_the_pages(llm, stream, n):
     assert pool.num_free == pool.num_pages
 
 
+def test_leaving_while_a_long_prompt_is_read(llm):
+    prompt = [{"role": "user", "content": "x" * 6_000}]
+    with serve(llm) as url:
+        connection = post(url, {**ENDLESS, "messages": prompt, "stream": True})
+        assert wait_until(lambda: llm.engine.pool.num_free < llm.engine.pool.num_pages)
+        connection.close()
+        assert wait_until(lambda: llm.engine.pool.num_free == llm.engine.pool.num_pages, timeout_s=1.0)
+        reply = httpx.post(
+            f"{url}/v1/chat/completions", json={**ENDLESS, "messages": prompt, "max_tokens": 1}, timeout=60
+        )
+        assert reply.json()["usage"]["prompt_tokens"] > 6_000
+
+
 def test_others_go_on_when_one_leaves(llm):
     with serve(llm) as url:
         endless = post(url, {**ENDLESS, "stream": True})
@@ -117,11 +133,15 @@ def test_others_go_on_when_one_leaves(llm):
         assert wait_until(lambda: llm.engine.pool.num_free == llm.engine.pool.num_pages)
 
 
-def test_a_stopping_server_ends_running_streams_promptly(llm):
+def test_a_stopping_server_ends_running_replies_promptly(llm, caplog):
     with serve(llm) as url:
-        connection = post(url, {**ENDLESS, "stream": True})
-        assert wait_until(lambda: llm.engine.num_running == 1)
+        streamed = post(url, {**ENDLESS, "stream": True})
+        whole = post(url, ENDLESS)
+        assert wait_until(lambda: llm.engine.num_running == 2)
         started = time.monotonic()
     assert time.monotonic() - started < 4
     assert llm.engine.num_running == 0
-    connection.close()
+    read_until(whole, b"The server stopped before the reply was complete")
+    assert "Traceback" not in caplog.text
+    streamed.close()
+    whole.close()

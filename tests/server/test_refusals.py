@@ -135,6 +135,10 @@ def test_a_damaged_body_is_a_400(server, body):
     assert refusal(response)["type"] == "invalid_request_error"
 
 
+def called(arguments: str) -> dict:
+    return {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -152,15 +156,12 @@ def test_a_damaged_body_is_a_400(server, body):
             "chat_template_kwargs": {"a": {"b": [None]}, "enable_thinking": "yes", "bos_token": 5},
         },
         {"messages": HI, "chat_template_kwargs": {"raise_exception": 1, "tojson": 2, "range": 3}},
-        {
-            "messages": [
-                *HI,
-                {
-                    "role": "assistant",
-                    "tool_calls": [{"function": {"name": "f", "arguments": '{"x":' + deep(700) + "}"}}],
-                },
-            ]
-        },
+        {"messages": [*HI, called('{"x":' + deep(700) + "}")]},
+        {"messages": [*HI, called('{"x":' + "[" * 50_000)]},
+        {"messages": [*HI, called('{"x": "\\ud800", "\\udfff": {"y": "\\ud800"}}')]},
+        {"messages": [*HI, called("[1]")]},
+        {"messages": [*HI, called("NaN")]},
+        {"messages": [*HI, called('{"x": 1e999}')]},
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
