@@ -75,7 +75,8 @@ class GgufFile:
 
     @property
     def chat_template(self) -> str | None:
-        return self.metadata.get("tokenizer.chat_template")
+        template = self.metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
 
     @property
     def num_bytes(self) -> int:

@@ -172,14 +172,16 @@ def config_to_metadata(config: ModelConfig) -> dict[str, Any]:
 
 
 def _yarn_to_metadata(yarn: YarnConfig) -> dict[str, Any]:
+    if (yarn.beta_fast, yarn.beta_slow) != (32, 1):  # llama.cpp has keys, but not for these models
+        raise CheckpointError(
+            f"GGUF can't say that YaRN's betas are {yarn.beta_fast:g} and {yarn.beta_slow:g}: "
+            "llama.cpp would compute with 32 and 1"
+        )
     values: dict[str, Any] = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": float(yarn.factor),
         "rope.scaling.original_context_length": yarn.original_max_position_embeddings,
     }
-    if (yarn.beta_fast, yarn.beta_slow) != (32, 1):
-        values["rope.scaling.yarn_beta_fast"] = float(yarn.beta_fast)
-        values["rope.scaling.yarn_beta_slow"] = float(yarn.beta_slow)
     if yarn.attention_factor is not None:  # llama.cpp multiplies the paper's factor by this one
         values["rope.scaling.attn_factor"] = yarn.attention_factor / YarnConfig(yarn.factor, 1).scale
     return values
@@ -235,10 +237,18 @@ def config_from_metadata(metadata: Mapping[str, Any], shapes: Mapping[str, tuple
         rope_theta=read.number("rope.freq_base", 10_000.0),
         rope_scaling=_yarn_from_metadata(read),
         tie_word_embeddings="output.weight" not in shapes,
-        torch_dtype=metadata.get(DTYPE_KEY, "bfloat16"),
+        torch_dtype=_dtype(metadata),
         **experts,
     )
     return ModelConfig.from_hf(hf)
+
+
+def _dtype(metadata: Mapping[str, Any]) -> str:
+    """What the weights were stored in before they were quantized."""
+    if DTYPE_KEY in metadata:
+        return str(metadata[DTYPE_KEY])
+    file_type = metadata.get("general.file_type")
+    return "float32" if file_type == 0 else "float16" if file_type == 1 else "bfloat16"
 
 
 def _yarn_from_metadata(read: _Reader) -> dict[str, Any] | None:
@@ -246,13 +256,16 @@ def _yarn_from_metadata(read: _Reader) -> dict[str, Any] | None:
     kind = read.get("rope.scaling.type")
     if kind in (None, "none"):
         return None
+    for key, usual in (("rope.scaling.yarn_beta_fast", 32), ("rope.scaling.yarn_beta_slow", 1)):
+        if read.number(key, usual) != usual:
+            raise CheckpointError(
+                f"{read.architecture}.{key} is not {usual}, which llama.cpp ignores as well"
+            )
     factor = read.number("rope.scaling.factor")
     rope: dict[str, Any] = {
         "rope_type": kind,
         "factor": factor,
         "original_max_position_embeddings": read.size("rope.scaling.original_context_length", 0) or None,
-        "beta_fast": read.number("rope.scaling.yarn_beta_fast", 32.0),
-        "beta_slow": read.number("rope.scaling.yarn_beta_slow", 1.0),
     }
     attn_factor = read.number("rope.scaling.attn_factor", 1.0)
     if attn_factor != 1:
@@ -312,12 +325,20 @@ def generation_from_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Without our own key the token ids are the tokenizer's. eos_token_id is a list when the file names several
     tokens that end a turn.
     """
-    ids = {name: metadata[key] for name, key in TOKEN_ID_KEYS.items() if key in metadata}
-    ends = [metadata[key] for key in END_KEYS if key in metadata]
+    ids: dict[str, Any] = {}
+    for name, key in TOKEN_ID_KEYS.items():
+        if isinstance(metadata.get(key), int):
+            ids[name] = metadata[key]
+    ends = dict.fromkeys(metadata[key] for key in END_KEYS if isinstance(metadata.get(key), int))
     if ends:
-        ids["eos_token_id"] = ends[0] if len(set(ends)) == 1 else list(dict.fromkeys(ends))
+        ids["eos_token_id"] = next(iter(ends)) if len(ends) == 1 else list(ends)
     try:
         generation = dict(json.loads(metadata.get(GENERATION_KEY, "{}")))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{GENERATION_KEY} is no JSON object: {error}") from None
-    return ids | generation | {name: metadata[key] for name, key in SAMPLING_KEYS.items() if key in metadata}
+    sampling = {name: metadata.get(key) for name, key in SAMPLING_KEYS.items()}
+    return (
+        ids
+        | generation
+        | {name: value for name, value in sampling.items() if isinstance(value, (int, float))}
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llama_cpp import plain_vocabulary
+from llamacpp_reference import plain_vocabulary
 from reference import EXPERTS, build_reference, logits_of
 from safetensors.torch import load_file, save_file
 

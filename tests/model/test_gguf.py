@@ -9,7 +9,7 @@ import gguf as package
 import numpy as np
 import pytest
 import torch
-from llama_cpp import Continuation, continue_greedily, plain_vocabulary
+from llamacpp_reference import Continuation, continue_greedily, plain_vocabulary
 from reference import EXPERTS, YARN, build_reference, logits_of
 
 from lathe.errors import CheckpointError
@@ -38,6 +38,10 @@ FAMILIES = {
     "Qwen3-MoE, YaRN past its original length": (
         "qwen3_moe",
         dict(head_dim=32, rope_parameters=YARN, **WIDE_EXPERTS),
+    ),
+    "Qwen3, YaRN with a factor for attention": (
+        "qwen3",
+        dict(head_dim=64, rope_parameters=YARN | dict(attention_factor=1.25)),
     ),
     "Qwen2": ("qwen2", {}),
     "Llama, tied": ("llama", dict(tie_word_embeddings=True, rms_norm_eps=1e-5)),
@@ -138,13 +142,21 @@ def test_transformers_reads_the_same_weights(name, folder_of, tmp_path):
         assert torch.equal(theirs(tokens).logits, original(tokens).logits)
 
 
+def same_config(a: ModelConfig, b: ModelConfig) -> bool:
+    """But for the attention factor, which is stored as a float32 relative to the usual one."""
+    if a.yarn and b.yarn and a.yarn.attention_factor and b.yarn.attention_factor:
+        assert a.yarn.attention_factor == pytest.approx(b.yarn.attention_factor, rel=1e-6)
+        b = replace(b, yarn=a.yarn)
+    return a == b
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_float32_brings_every_weight_back(name, dtype, folder_of, tmp_path):
     path = tmp_path / "model.gguf"
     to_gguf(folder_of(name), path)
     before, after = open_checkpoint(folder_of(name)), open_checkpoint(path)
-    assert after.config == before.config
+    assert same_config(after.config, before.config)
     expected, read = (load_model(checkpoint, dtype=dtype).state_dict() for checkpoint in (before, after))
     assert expected.keys() == read.keys()
     for weight in expected:
@@ -258,7 +270,7 @@ def test_an_unknown_type_lists_the_known_ones(folder_of, tmp_path):
     [
         {},
         {"yarn": YarnConfig(4.0, 128), "max_position_embeddings": 512},
-        {"yarn": YarnConfig(4.0, 128, 16.0, 2.0, 1.25), "max_position_embeddings": 512},
+        {"yarn": YarnConfig(4.0, 128, attention_factor=1.25), "max_position_embeddings": 512},
         {"tie_word_embeddings": True, "dtype": "float16", "rms_norm_eps": 3e-6, "rope_theta": 1e7},
         {"architecture": "llama", "qk_norm": False, "head_dim": 48},
         {"architecture": "qwen2", "qk_norm": False, "attention_bias": True},
@@ -273,12 +285,28 @@ def test_an_unknown_type_lists_the_known_ones(folder_of, tmp_path):
 def test_a_config_comes_back(changes):
     config = replace(ModelConfig("qwen3", 320, 128, 2, 4, 2, 32, 256, 512), **changes)
     shapes = {slot.gguf: slot.shape for slot in slots(config)}
-    assert config_from_metadata(config_to_metadata(config), shapes) == config
+    assert same_config(config_from_metadata(config_to_metadata(config), shapes), config)
+
+
+@pytest.mark.parametrize(
+    ("file_type", "dtype"), [(0, "float32"), (1, "float16"), (32, "bfloat16"), (2, "bfloat16")]
+)
+def test_the_dtype_of_files_by_others_follows_their_type(file_type, dtype):
+    config = ModelConfig("qwen3", 320, 128, 2, 4, 2, 32, 256, 512)
+    metadata = config_to_metadata(config) | {"general.file_type": file_type}
+    del metadata["lathe.dtype"]
+    shapes = {slot.gguf: slot.shape for slot in slots(config)}
+    assert config_from_metadata(metadata, shapes) == replace(config, dtype=dtype)
 
 
 def test_what_llama_cpp_has_no_word_for_is_refused():
     config = ModelConfig("qwen3_moe", 320, 128, 2, 4, 2, 32, 256, 512, 8, 2, 64)
-    for change in ({"norm_topk_prob": False}, {"mlp_only_layers": (1,)}, {"decoder_sparse_step": 2}):
+    for change in (
+        {"norm_topk_prob": False},
+        {"mlp_only_layers": (1,)},
+        {"decoder_sparse_step": 2},
+        {"yarn": YarnConfig(4.0, 128, beta_slow=2.0), "max_position_embeddings": 512},
+    ):
         with pytest.raises(CheckpointError, match="GGUF can't say"):
             config_to_metadata(replace(config, **change))
 
@@ -334,7 +362,15 @@ def tiny_gguf(path: Path, **metadata) -> Path:
     config = ModelConfig(
         "llama", 8, 32, 1, 2, 1, 16, 64, 128, qk_norm=False, tie_word_embeddings=True, rms_norm_eps=1e-5
     )
-    write_gguf(path, config, lambda slot, expert: torch.zeros(slot.shape), type="f32", metadata=metadata)
+    write_gguf(
+        path,
+        config,
+        lambda slot, expert: torch.zeros(slot.shape),
+        type="f32",
+        metadata={"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.eot_token_id": 3} | metadata,
+        chat_template="{{ messages }}",
+        generation={"temperature": 0.7, "top_k": 20},
+    )
     return path
 
 
@@ -403,31 +439,48 @@ def test_random_damage_never_gives_anything_but_a_checkpoint_error(tmp_path):
     assert 1000 < num_refused < 2000
 
 
+def written_by_the_package(path: Path, metadata: dict, tensors: dict[str, np.ndarray]) -> Path:
+    """A file by the gguf package's own writer, for what ours never writes."""
+    writer = package.GGUFWriter(path, metadata.pop("general.architecture"))
+    for key, value in metadata.items():
+        writer.add_key_value(key, value, package.GGUFValueType.get_type(value))
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        step()
+    writer.close()
+    return path
+
+
 def test_a_split_checkpoint_is_read_from_any_of_its_files(tmp_path):
     """As llama.cpp's gguf-split writes them: metadata and some tensors in the first file, then tensors."""
     whole = tiny_gguf(tmp_path / "whole.gguf")
-    reader = package.GGUFReader(whole)
-    half = len(reader.tensors) // 2
-    for number, tensors in enumerate((reader.tensors[:half], reader.tensors[half:])):
-        writer = package.GGUFWriter(tmp_path / f"model-{number + 1:05d}-of-00002.gguf", "llama")
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", 2)
-        if number == 0:
-            for key, value in read_container(whole).metadata.items():
-                if key != "general.architecture":
-                    writer.add_key_value(key, value, package.GGUFValueType.get_type(value))
-        for tensor in tensors:
-            writer.add_tensor(tensor.name, tensor.data)
-        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-            step()
-        writer.close()
-    for number in (1, 2):
-        file = open_gguf(tmp_path / f"model-{number:05d}-of-00002.gguf")
+    metadata = read_container(whole).metadata
+    tensors = [(tensor.name, tensor.data) for tensor in package.GGUFReader(whole).tensors]
+    split = {"general.architecture": "llama", "split.count": 2}
+    first, second = (tmp_path / f"model-0000{number}-of-00002.gguf" for number in (1, 2))
+    written_by_the_package(first, metadata | split, dict(tensors[:5]))
+    written_by_the_package(second, split, dict(tensors[5:]))
+    for path in (first, second):
+        file = open_gguf(path)
         assert file.config == open_gguf(whole).config
-        assert set(file.containers) == {tensor.name for tensor in reader.tensors}
-    (tmp_path / "model-00002-of-00002.gguf").unlink()
+        assert set(file.containers) == {name for name, _ in tensors}
+    second.unlink()
     with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00002\.gguf"):
-        open_gguf(tmp_path / "model-00001-of-00002.gguf")
+        open_gguf(first)
+
+
+@pytest.mark.parametrize(("factor", "is_read"), [(1.0, True), (8.0, False)])
+def test_llama_3s_rotary_factors_are_refused_unless_they_change_nothing(factor, is_read, tmp_path):
+    whole = tiny_gguf(tmp_path / "whole.gguf")
+    tensors = {tensor.name: tensor.data for tensor in package.GGUFReader(whole).tensors}
+    tensors["rope_freqs.weight"] = np.full(8, factor, np.float32)
+    path = written_by_the_package(tmp_path / "llama3.gguf", read_container(whole).metadata, tensors)
+    if is_read:
+        assert open_gguf(path).config == open_gguf(whole).config
+    else:
+        with pytest.raises(CheckpointError, match="rope_freqs"):
+            open_gguf(path)
 
 
 def test_every_type_has_llama_cpps_number():
