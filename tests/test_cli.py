@@ -91,12 +91,6 @@ def test_generate_continues_text_from_standard_input():
     assert "8,192 tokens of context" in result.stderr
 
 
-def test_generate_answers_with_the_template_and_stops_where_told():
-    question = "What is the capital of France?"
-    result = call("generate", "smollm2", question, "--chat", "--temperature", 0, "--stop", " Paris")
-    assert result.stdout == "The capital of France is\n", result.stderr
-
-
 def test_chat_reads_one_turn_a_line_and_remembers_until_told():
     turns = ["What is the capital of France?", "", "/help", "And of Germany?", "/clear", "And of Germany?"]
     given = "\n".join([*turns, "/exit", "never read"])
@@ -113,6 +107,12 @@ def test_chat_reads_one_turn_a_line_and_remembers_until_told():
 def run_here(*words: object):
     """In this process, which has the heavy imports already. For verbs that do not care."""
     return CliRunner().invoke(cli.app, [*map(str, words)], env={"COLUMNS": "100"})
+
+
+def test_generate_answers_with_the_template_and_stops_where_told():
+    question = "What is the capital of France?"
+    result = run_here("generate", "smollm2", question, "--chat", "--temperature", 0, "--stop", " Paris")
+    assert result.stdout == "The capital of France is\n", result.stderr
 
 
 def test_info_of_a_file():

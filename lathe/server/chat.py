@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -21,6 +20,7 @@ from lathe.server.errors import BadRequest, describe
 from lathe.server.streaming import DONE, sse
 from lathe.text import tool_calls
 from lathe.text.tokenizer import Tokenizer
+from lathe.text.tool_arguments import json_text
 from lathe.types import Completion, Message, SamplingParams, TokenLogprob, Tool, ToolCall, Trajectory
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def open_stream(turn: ChatTurn, llm: LLM) -> AsyncGenerator[Chunk, None]:
 
 
 async def whole_reply(turn: ChatTurn, llm: LLM) -> dict[str, Any]:
-    """The chat.completion object. Closing this coroutine closes the engine's stream."""
+    """The chat.completion object. Cancelling it closes the engine's stream."""
     completions: dict[int, Completion] = {}
     async with aclosing(open_stream(turn, llm)) as chunks:
         async for chunk in chunks:
@@ -216,7 +216,7 @@ def whole_choice(turn: ChatTurn, tokenizer: Tokenizer, index: int, completion: C
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+                "function": {"name": call.name, "arguments": json_text(call.arguments)},
             }
             for call in calls
         ]
