@@ -91,6 +91,7 @@ class ChatTemplate:
     ) -> str:
         """The prompt as text, as transformers' apply_chat_template writes it.
 
+        Conversations that the template would refuse or cut are fitted to it first (see `conversation.fit`).
         Control tokens in the messages look just like the template's own here: to get ids, call `encode`.
         Raises TemplateError when the template refuses the conversation.
         """
@@ -112,11 +113,11 @@ class ChatTemplate:
         text that it is there, and the template does not take it for structure either. Without such text the
         ids are those of transformers. Raises TemplateError as `render` does.
         """
-        given = (
-            [to_turn(message, _plain_data) for message in messages],
-            [to_tool_dict(tool, _plain_data) for tool in tools],
+        used = (
+            *strings_in(_given(messages, tools, template_kwargs, _plain_data)),
+            self.source,
+            self._for_tools().source,
         )
-        used = (*strings_in(given), *strings_in(template_kwargs), self.source, self._for_tools().source)
         marks = Marks(tokenizer.special_tokens, used)
         template_kwargs["add_generation_prompt"] = add_generation_prompt
         ids: list[int] = []
@@ -134,13 +135,10 @@ class ChatTemplate:
             return template._render(messages, tools, options, supply)
         if not messages:
             raise TemplateError("A conversation needs at least one message.")
-        given = (
-            [to_turn(message, supply) for message in messages],
-            [to_tool_dict(tool, supply) for tool in tools],
-        )
+        turns, described, options = _given(messages, tools, options, supply)
         with _as_template_errors():
-            turns, described = fit(*given, self._traits, describe_tools)
-        return self._run(turns, described, {name: supply(value) for name, value in options.items()})
+            turns, described = fit(turns, described, self._traits, describe_tools)
+        return self._run(turns, described, options)
 
     def _run(self, turns: list[Turn], tools: list[ToolDict], options: Mapping[str, Any]) -> str:
         # transformers passes None, not an empty list, where there are no tools or documents.
@@ -159,6 +157,18 @@ class ChatTemplate:
         return find_traits(render)
 
 
+def _given(
+    messages: Sequence[Message], tools: Sequence[Tool], options: Mapping[str, Any], supply: Supply
+) -> tuple[list[Turn], list[ToolDict], dict[str, Any]]:
+    """All that comes from outside, as dicts."""
+    try:
+        turns = [to_turn(message, supply) for message in messages]
+        described = [to_tool_dict(tool, supply) for tool in tools]
+        return turns, described, {name: supply(value) for name, value in options.items()}
+    except RecursionError:
+        raise TemplateError("The conversation holds JSON that is nested too deeply.") from None
+
+
 def _plain_data(value: Any) -> Any:
     """A JSON value as the plain dicts and lists that templates can write as JSON."""
     if isinstance(value, Mapping):
@@ -172,6 +182,8 @@ def _plain_data(value: Any) -> Any:
 def _as_template_errors() -> Iterator[None]:
     try:
         yield
+    except TemplateError:
+        raise
     except jinja2.TemplateError as error:
         raise TemplateError(f"The chat template refuses this conversation: {error.message}") from error
     except Exception as error:  # templates are programs of others and may fail in any way

@@ -280,6 +280,17 @@ def test_tools_that_no_template_can_describe(smollm2_metadata):
             ChatTemplate(source).render([Message("user", "x")], [Tool("f", "", {"properties": [1]})])
 
 
+def test_json_without_end(qwen):
+    deep: dict = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    messages = [Message("user", "x"), Message("assistant", tool_calls=(ToolCall("f", deep),))]
+    with pytest.raises(TemplateError, match="nested too deeply"):
+        ChatTemplate.builtin().encode(qwen, messages)
+    with pytest.raises(TemplateError, match="nested too deeply"):
+        ChatTemplate.builtin().encode(qwen, messages[:1], note=deep)
+
+
 # Checkpoints
 
 

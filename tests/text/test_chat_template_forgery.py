@@ -127,7 +127,7 @@ WORDS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("name", NAMES)
 def test_no_fragments_join_to_a_control_token(speakers, name, data):
@@ -241,10 +241,9 @@ def test_words_made_of_the_characters_that_marks_come_from(qwen):
     assert special_ids(qwen, ids) == [151644, 151645, 151644]
 
 
-def test_when_no_character_is_left_for_marks(qwen):
-    text = "".join(map(chr, range(0x20000, 0x110000)))
+def test_when_no_character_is_left_for_marks():
     with pytest.raises(TemplateError, match="none is left"):
-        ChatTemplate.builtin().encode(qwen, [Message("user", text)])
+        Marks(["<a>"], ["".join(map(chr, range(0x20000, 0x110000)))])
 
 
 def test_lone_surrogates_pass(qwen):

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import xllamacpp
+from text_corpus import TEXTS, python_files
 
 from lathe.text.pre_tokenizers import BY_NAME
 from lathe.text.tokenizer import Tokenizer
@@ -80,11 +81,11 @@ def test_smollm2_equals_llama_cpp(smollm2, smollm2_gguf, corpus):
 
 
 @pytest.mark.parametrize("pre", BY_NAME)
-def test_every_pre_tokenizer_equals_llama_cpps(smollm2, corpus, tmp_path, pre):
+def test_every_pre_tokenizer_equals_llama_cpps(smollm2, tmp_path, pre):
     metadata = smollm2.gguf_metadata() | {"tokenizer.ggml.pre": pre}
     tokenizer = Tokenizer.from_gguf(metadata)
     llama = LlamaCpp(write_vocabulary(tmp_path / "small.gguf", metadata))
-    for text in corpus:
+    for text in [*TEXTS, *python_files(8)]:
         # Qwen's tokenizer.json normalizes; llama.cpp leaves that to its users.
         text = unicodedata.normalize("NFC", text) if pre == "qwen2" else text
         assert tokenizer.encode(text) == llama.encode(text), text[:80]
