@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.model.config import ModelConfig
+from lathe.model.linear import linear
 from lathe.model.transformer import Experts, Transformer
 
 BLOCK = 128
@@ -81,16 +82,16 @@ class Fp8Stack:
 class Fp8Linear(nn.Module):
     """A linear layer whose weights stay one byte each, dequantized whenever they are used."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, wide: nn.Linear):
         super().__init__()
-        rows, columns = linear.weight.shape
-        device = linear.weight.device
+        rows, columns = wide.weight.shape
+        device = wide.weight.device
         self.weight = fp8_parameter(rows, columns, device=device)
         self.weight_scale_inv = scale_parameter(num_blocks(rows), num_blocks(columns), device=device)
-        self.bias = linear.bias
+        self.bias = wide.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, dequantize_blocks(self.weight, self.weight_scale_inv, x.dtype), self.bias)
+        return linear(x, dequantize_blocks(self.weight, self.weight_scale_inv, x.dtype), self.bias)
 
 
 class Fp8Experts(nn.Module):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.model.config import ModelConfig
+from lathe.model.linear import Linear, linear
 from lathe.model.rope import rope_tables, rotate
 
 # (layer, q_THd, k_TKd, v_TKd) -> out_THd
@@ -49,7 +50,9 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
         self.lm_head = (
-            None if config.tie_word_embeddings else linear(config.hidden_size, config.vocab_size, **factory)
+            None
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
         )
 
     def forward(
@@ -65,7 +68,7 @@ class Transformer(nn.Module):
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, [T, V]. Pass only the rows that are needed: V is large."""
         if self.lm_head is None:
-            return F.linear(hidden_TD, self.embed_tokens.weight)
+            return linear(hidden_TD, self.embed_tokens.weight)
         return self.lm_head(hidden_TD)
 
 
@@ -90,10 +93,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = linear(width, config.num_heads * config.head_dim, bias=bias, **factory)
-        self.k_proj = linear(width, config.num_kv_heads * config.head_dim, bias=bias, **factory)
-        self.v_proj = linear(width, config.num_kv_heads * config.head_dim, bias=bias, **factory)
-        self.o_proj = linear(config.num_heads * config.head_dim, width, **factory)
+        self.q_proj = Linear(width, config.num_heads * config.head_dim, bias=bias, **factory)
+        self.k_proj = Linear(width, config.num_kv_heads * config.head_dim, bias=bias, **factory)
+        self.v_proj = Linear(width, config.num_kv_heads * config.head_dim, bias=bias, **factory)
+        self.o_proj = Linear(config.num_heads * config.head_dim, width, bias=False, **factory)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
 
@@ -113,9 +116,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, **factory: Any):
         super().__init__()
-        self.gate_proj = linear(config.hidden_size, config.intermediate_size, **factory)
-        self.up_proj = linear(config.hidden_size, config.intermediate_size, **factory)
-        self.down_proj = linear(config.intermediate_size, config.hidden_size, **factory)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False, **factory)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False, **factory)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False, **factory)
 
     def forward(self, x_TD: Tensor, run_experts: RunExperts) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
@@ -128,7 +131,7 @@ class MoE(nn.Module):
         super().__init__()
         self.num_experts_per_tok = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
-        self.gate = linear(config.hidden_size, config.num_experts, **factory)
+        self.gate = Linear(config.hidden_size, config.num_experts, bias=False, **factory)
         self.experts = Experts(config, **factory)
 
     def forward(self, x_TD: Tensor, run_experts: RunExperts) -> Tensor:
@@ -177,7 +180,3 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-def linear(num_in: int, num_out: int, *, bias: bool = False, **factory: Any) -> nn.Linear:
-    return nn.Linear(num_in, num_out, bias=bias, **factory)
