@@ -11,19 +11,22 @@ Machines drift: only the ratios of paired rounds mean something.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import queue
+import random
 import statistics
 import subprocess
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 import transformers
 
+from lathe import LLM, testing
 from lathe.engine.engine import Engine, EngineConfig
-from lathe.model.checkpoint import load_model, open_checkpoint
 from lathe.model.hub import resolve
 from lathe.types import SamplingParams
 
@@ -41,19 +44,20 @@ MOE_1B = dict(
     tie_word_embeddings=False,
     max_position_embeddings=4096,
 )
-PROMPT, NEW = 512, 32
+# what, sequences, tokens of each prompt, new tokens of each
+MEASUREMENTS = (("prefill 512", 1, 512, 1), ("decode, batch 1", 1, 128, 33), ("decode, batch 8", 8, 128, 33))
 
 
 def main() -> None:
     options = parser().parse_args()
-    torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {options.threads} threads,")
     print(f"commit {commit()}, {options.rounds} rounds: median tokens/s, median of paired ratios\n")
     print("| model | what | Lathe | transformers | ratio |")
     print("|---|---|---|---|---|")
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            compare(name, Path(folder), options.rounds)
+            path = resolve("smollm2") if name == "smollm2" else make_moe_1b(Path(folder))
+            compare(name, path, options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,42 +68,82 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def compare(name: str, folder: Path, rounds: int) -> None:
-    path, theirs = resolve("smollm2"), None
-    if name == "smollm2":
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-    else:
-        torch.manual_seed(0)
-        theirs = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**MOE_1B)).float()
-        theirs.save_pretrained(folder)
-        path = folder
+def compare(name: str, path: Path, options: argparse.Namespace) -> None:
+    """Each side has a process of its own, as it would in use: two OpenMP pools in one hinder each other."""
+    lathe, peer = (Side(serve, path, options.threads) for serve in (serve_lathe, serve_transformers))
+    random.seed(0)
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(options.rounds + 1):
+        for what, batch, num_prompt, num_new in MEASUREMENTS:
+            prompts = [[random.randrange(32_000) for _ in range(num_prompt)] for _ in range(batch)]
+            rows.setdefault(what, []).append(
+                (lathe.measure(prompts, num_new), peer.measure(prompts, num_new))
+            )
+    lathe.stop()
+    peer.stop()
+    for what, (_, *pairs) in rows.items():  # the first round warms up
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratio = statistics.median(a / b for a, b in pairs)
+        print(f"| {name} | {what} | {ours:.1f} | {theirs:.1f} | {ratio:.2f}x |", flush=True)
+
+
+class Side:
+    """A process that measures one of the two when asked to."""
+
+    def __init__(self, serve: Callable[[Connection, Path], None], path: Path, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=run_side, args=(serve, theirs, path, threads), daemon=True)
+        self.process.start()
+
+    def measure(self, prompts: list[list[int]], num_new: int) -> float:
+        """Prompt tokens a second when one new token is asked for, else new tokens a second after the first."""
+        self.pipe.send((prompts, num_new))
+        return self.pipe.recv()
+
+    def stop(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
+
+def run_side(serve: Callable[[Connection, Path], None], pipe: Connection, path: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    serve(pipe, path)
+
+
+def serve_lathe(pipe: Connection, path: Path) -> None:
     # One step reads all eight prompts, so that decoding starts with all of them, as transformers' does.
     config = EngineConfig(kv_memory_bytes=2**30, prefill_chunk=8 * 128)
-    ours = Engine(load_model(open_checkpoint(path)), config=config)
-    vocab = theirs.config.vocab_size
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(rounds):
-        for what, batch in (("prefill 512", 1), ("decode, batch 1", 1), ("decode, batch 8", 8)):
-            prompts = torch.randint(vocab, (batch, PROMPT if "prefill" in what else 128)).tolist()
-            num_new = 1 if "prefill" in what else NEW
-            measured = (time_lathe(ours, prompts, num_new), time_transformers(theirs, prompts, num_new))
-            rows.setdefault(what, []).append(measured)
-    ours.close()
-    for what, pairs in rows.items():
-        lathe, peer = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
-        print(f"| {name} | {what} | {lathe:.1f} | {peer:.1f} | {ratio:.2f}x |", flush=True)
+    with LLM(path, engine_config=config) as llm:
+        while (asked := pipe.recv()) is not None:
+            pipe.send(time_lathe(llm.engine, *asked))
+
+
+def serve_transformers(pipe: Connection, path: Path) -> None:
+    transformers.utils.logging.disable_progress_bar()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    if path.suffix == ".gguf":
+        model = load(path.parent, gguf_file=path.name, dtype=torch.float32)
+    else:
+        model = load(path, dtype=torch.float32)
+    while (asked := pipe.recv()) is not None:
+        pipe.send(time_transformers(model, *asked))
+
+
+def make_moe_1b(folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**MOE_1B)).float()
+    model.save_pretrained(folder)
+    testing.tiny_tokenizer().save(folder)
+    return folder
 
 
 def time_lathe(engine: Engine, prompts: list[list[int]], num_new: int) -> float:
-    """Prompt tokens a second when one token is asked for, else new tokens a second after the first."""
     reports: queue.SimpleQueue = queue.SimpleQueue()
     sampling = SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True)
     start = time.perf_counter()
     for prompt in prompts:
-        engine.submit(tuple(prompt), replace(sampling), reports.put)
+        engine.submit(tuple(prompt), sampling, reports.put)
     for _ in prompts:
         reports.get()
     first = time.perf_counter()

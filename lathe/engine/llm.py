@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,11 @@ class LLM:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(checkpoint)
-        model = load_model(checkpoint, dtype=dtype, device=device, keep_fp8=keep_fp8, progress=progress)
+        # On a thread that ends: an OpenMP pool belongs to the thread that used it. With two of them alive (the
+        # engine's thread has its own) neither waits actively any more, and decoding takes twice as long.
+        with ThreadPoolExecutor(1) as loader:
+            options: dict[str, Any] = {"dtype": dtype, "device": device, "keep_fp8": keep_fp8}
+            model = loader.submit(load_model, checkpoint, progress=progress, **options).result()
         self._assemble(
             engine=Engine(model, eos_token_ids=eos_token_ids(checkpoint, tokenizer), config=engine_config),
             tokenizer=tokenizer,
