@@ -97,7 +97,7 @@ class Side:
         self.process.start()
 
     def measure(self, prompts: list[list[int]], num_new: int) -> float:
-        """Prompt tokens a second when one new token is asked for, else new tokens a second after the first."""
+        """Prompt tokens a second when one new token is asked for, else new tokens a second after it."""
         self.pipe.send((prompts, num_new))
         return self.pipe.recv()
 

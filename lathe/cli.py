@@ -263,7 +263,7 @@ def load(
             engine_config=EngineConfig(max_context=max_context),
             progress=report,
         )
-    out.print(f"{llm.model_id}: {llm.max_context:,} tokens of context", highlight=False, soft_wrap=True)
+    out.print(f"{llm.model_id}: {llm.engine.describe()}", highlight=False, soft_wrap=True)
     return llm
 
 

@@ -78,6 +78,9 @@ class ScriptedEngine:
     def cancel(self, sequence: _Line) -> None:
         sequence.cancelled = True
 
+    def describe(self) -> str:
+        return f"{self.max_context:,} tokens of context"
+
     def close(self) -> None:
         self._closed.set()
 

@@ -121,6 +121,14 @@ class Engine:
         self._thread.join()
         atexit.unregister(self.close)
 
+    def describe(self) -> str:
+        """One line for a person: how much context the memory gives."""
+        cache = self.runner.cache
+        return (
+            f"{self.max_context:,} tokens of context; the cache holds {cache.num_slots:,} tokens "
+            f"of all requests together, in up to {cache.num_bytes / 1e9:.1f} GB"
+        )
+
     @property
     def num_running(self) -> int:
         return len(self.scheduler.running)

@@ -10,6 +10,7 @@ import asyncio
 import queue
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ class LLM:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = load_tokenizer(checkpoint)
-        # On a thread that ends: an OpenMP pool belongs to the thread that used it. With two of them alive (the
-        # engine's thread has its own) neither waits actively any more, and decoding takes twice as long.
+        # On a thread that ends: an OpenMP pool belongs to the thread that used it. With two alive (the engine
+        # has its own) neither waits actively any more, and decoding takes twice as long.
         with ThreadPoolExecutor(1) as loader:
             options: dict[str, Any] = {"dtype": dtype, "device": device, "keep_fp8": keep_fp8}
             model = loader.submit(load_model, checkpoint, progress=progress, **options).result()
@@ -82,6 +83,7 @@ class LLM:
         model_id: str,
         default_sampling: SamplingParams | None = None,
     ) -> LLM:
+        """Around a model that is in memory already, as a trainer's is."""
         llm = cls.__new__(cls)
         llm._assemble(engine, tokenizer, template, model_id, default_sampling or SamplingParams())
         return llm
@@ -137,9 +139,10 @@ class LLM:
 
     def _continued(self, trajectory: Trajectory, ids: tuple[int, ...]) -> tuple[int, ...]:
         """`ids` with the part that was read and sampled before as it was then."""
-        roles = [message.role for message in trajectory.messages]
-        num_read = len(roles) - roles[::-1].index("assistant")
-        read = self._encode(trajectory, num_read, add_generation_prompt=False)
+        spoken = [place for place, message in enumerate(trajectory.messages) if message.role == "assistant"]
+        if not spoken:
+            return ids
+        read = self._encode(trajectory, spoken[-1] + 1, add_generation_prompt=False)
         ends = self.engine.eos_token_ids
         if ids[: len(read)] != read or not ends & set(read):
             return ids
@@ -162,8 +165,10 @@ class LLM:
         self, trajectory: Trajectory, sampling: SamplingParams | None = None
     ) -> AsyncGenerator[Chunk, None]:
         """The pieces of `n` answers, as they are sampled. Closing the iterator cancels what still runs."""
-        async for chunk in self.stream_tokens(self.encode(trajectory), sampling, tools=trajectory.tools):
-            yield chunk
+        chunks = self.stream_tokens(self.encode(trajectory), sampling, tools=trajectory.tools)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def stream_tokens(
         self,

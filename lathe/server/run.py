@@ -70,8 +70,8 @@ def run(app: FastAPI, bound: socket.socket, on_ready: Callable[[], None] = lambd
 def base_url(bound: socket.socket) -> str:
     """Where a client on this machine reaches the socket."""
     host, port = bound.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
+    if host in ("0.0.0.0", "::", "127.0.0.1"):
+        host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
