@@ -26,12 +26,11 @@ from lathe.errors import InvalidRequest, PromptTooLong
 from lathe.model import hub
 from lathe.model.checkpoint import load_model, open_checkpoint
 from lathe.text.chat_template import ChatTemplate
-from lathe.text.messages import to_messages, to_tools
+from lathe.text.messages import ToolLike, to_messages, to_tools
 from lathe.text.tokenizer import Tokenizer
 from lathe.types import Completion, Message, SamplingParams, Tool, Trajectory
 
 Conversation = Sequence[Message | Mapping[str, Any]]
-ToolLike = Tool | Mapping[str, Any]
 Progress = Callable[[int, int], None]
 
 

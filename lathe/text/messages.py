@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 from lathe.errors import InvalidRequest
-from lathe.text.tool_calls import parse_arguments
+from lathe.text.tool_arguments import parse_arguments
 from lathe.types import Message, Role, Tool, ToolCall
 
 ROLES = get_args(Role)
@@ -67,12 +67,15 @@ def to_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
     return ToolCall(name=str(function.get("name") or ""), arguments=arguments, id=str(call.get("id") or ""))
 
 
-def to_tools(tools: Sequence[Tool | Mapping[str, Any]] | None) -> tuple[Tool, ...]:
+ToolLike = Tool | Mapping[str, Any]
+
+
+def to_tools(tools: Sequence[ToolLike] | None) -> tuple[Tool, ...]:
     """Tools from `{"type": "function", "function": {...}}` or the inner part. Other kinds of tools raise."""
     return tuple(_to_tool(tool) for tool in tools or ())
 
 
-def _to_tool(tool: Tool | Mapping[str, Any]) -> Tool:
+def _to_tool(tool: ToolLike) -> Tool:
     if isinstance(tool, Tool):
         return tool
     function = tool.get("function", tool)

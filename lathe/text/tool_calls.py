@@ -46,6 +46,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from lathe.text.messages import ToolLike, to_tools
 from lathe.text.tool_arguments import Schema, json_text, parse_arguments
 from lathe.text.tool_call_events import (
     ArgumentText,
@@ -58,7 +59,7 @@ from lathe.text.tool_call_events import (
 from lathe.text.tool_call_json import JsonReader
 from lathe.text.tool_call_text import Prose, Window
 from lathe.text.tool_call_xml import XmlReader
-from lathe.types import Message, Tool, ToolCall
+from lathe.types import Message, ToolCall
 
 __all__ = [
     "ArgumentText",
@@ -85,7 +86,7 @@ def render(calls: Iterable[ToolCall], dialect: Dialect = "qwen3_coder") -> str:
 
 def parse(
     text: str,
-    tools: Sequence[Tool] | None = None,
+    tools: Sequence[ToolLike] | None = None,
     dialect: Dialect = "qwen3_coder",
     *,
     end_of_turn: bool = False,
@@ -106,11 +107,11 @@ class ToolCallParser:
     are whole.
     """
 
-    def __init__(self, tools: Sequence[Tool] | None = None, dialect: Dialect = "qwen3_coder"):
+    def __init__(self, tools: Sequence[ToolLike] | None = None, dialect: Dialect = "qwen3_coder"):
         self._events: list[Event] = []
         self._window = Window()
         prose = Prose(lambda text: self._events.append(Content(text)))
-        schemas = {tool.name: Schema(tool.parameters) for tool in tools or ()}
+        schemas = {tool.name: Schema(tool.parameters) for tool in to_tools(tools)}
         self._reading = _reader(dialect)(self._window, prose, schemas, self._events.append).read()
 
     def feed(self, text: str) -> list[Event]:

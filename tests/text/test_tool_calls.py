@@ -235,3 +235,13 @@ def test_halves_of_a_character_in_two_pieces():
 )
 def test_arguments_from_a_clients_history(text, arguments):
     assert parse_arguments(text) == arguments
+
+
+def test_tools_may_come_as_the_field_writes_them():
+    schema = {"type": "object", "properties": {"count": {"type": "integer"}}}
+    text = render([ToolCall("f", {"count": 3})])
+    for offered_tool in (
+        {"name": "f", "parameters": schema},
+        {"type": "function", "function": {"name": "f", "parameters": schema}},
+    ):
+        assert parse(text, [offered_tool]).tool_calls[0].arguments == {"count": 3}
