@@ -28,6 +28,7 @@ import torch
 
 from lathe.errors import CheckpointError
 from lathe.model.gguf_types import GgufType, type_of_id
+from lathe.model.mapped import give_back, map_file
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -70,18 +71,13 @@ class Container:
     def release(self, name: str) -> None:
         """Gives the tensor's pages back to the system, so that loading does not hold the model twice."""
         info = self.tensors[name]
-        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (info.offset + info.num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < last and hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED, first, last - first)
+        give_back(self.data, info.offset, info.offset + info.num_bytes)
 
 
 def read_container(path: Path) -> Container:
     """Reads the header and maps the data. Raises CheckpointError for what is not a whole GGUF file."""
     try:
-        with path.open("rb") as file:
-            # a private mapping is writable, which torch.frombuffer wants; pages are copied only if written to
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        data = map_file(path)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(f"{path} can't be read as a GGUF file: {error}") from None
     try:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
+from lathe.model.mapped import give_back, map_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -64,17 +65,13 @@ class StoredTensor:
 
         Only for tensors that nothing wrote to.
         """
-        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = self.end // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < last and hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED, first, last - first)
+        give_back(self.data, self.start, self.end)
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Reads the header and maps the data. Raises CheckpointError for anything that is not a whole file."""
     try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        data = map_file(path)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(f"{path} can't be read: {error}") from None
     if data[:8] == b"version ":
