@@ -49,6 +49,7 @@ COPIED = (
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "*.tiktoken",
     "LICENSE*",
 )
@@ -254,7 +255,9 @@ def _write_surroundings(checkpoint: Checkpoint, target: Path, save_tokenizer: Sa
     if checkpoint.format == "safetensors":
         for pattern in COPIED:
             for path in checkpoint.path.glob(pattern):
-                shutil.copyfile(path, target / path.name)
+                copy = target / path.relative_to(checkpoint.path)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
         return
     save_tokenizer(checkpoint, target)
     if checkpoint.chat_template is not None:

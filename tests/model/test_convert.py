@@ -180,6 +180,14 @@ def test_words_travel_with_the_weights(tmp_path):
     )
 
 
+def test_a_template_for_tools_travels_from_folder_to_folder(tmp_path):
+    folder = model_folder(tmp_path, "Llama")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    to("fp8", folder, tmp_path / "fp8")
+    assert (tmp_path / "fp8" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+
+
 class TestTargets:
     @pytest.fixture
     def source(self, tmp_path):
