@@ -118,7 +118,8 @@ def show_conversion(summary: Summary, out: Console) -> None:
     rows = [("before", gigabytes(summary.source_bytes)), ("after", gigabytes(summary.target_bytes))]
     for name, count in summary.num_tensors.items():
         error = summary.relative_error.get(name, 0.0)
-        rows.append((name, f"{count} tensors, relative error {error:.2e}"))
+        tensors = "1 tensor" if count == 1 else f"{count} tensors"
+        rows.append((name, f"{tensors}, relative error {error:.2e}"))
     show(rows, "Converted", out)
 
 
