@@ -7,6 +7,7 @@ Two formats: a folder in Hugging Face's layout (weights.py reads its safetensors
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -163,7 +164,8 @@ def save_model(
     """Writes config.json and safetensors that transformers loads, in the model's dtype or in block FP8.
 
     Experts are written one by one, as in the published checkpoints. Everything is written beside the old
-    files first and renamed when complete: a crash while writing leaves them as they were.
+    files first and renamed when complete: a crash while writing leaves them as they were. Raises
+    CheckpointError, before anything is written, when the disk has no room.
     """
     dtype = str(model.norm.weight.dtype).removeprefix("torch.")
     save_tensors(
@@ -191,6 +193,9 @@ def save_tensors(
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(cut_shards(tensors, shard_bytes))
     done, total = 0, sum(tensor.num_bytes for tensor in tensors)
+    free = shutil.disk_usage(folder).free
+    if free < total:  # said now, and not by the last shard
+        raise CheckpointError(f"{folder} will take {total} bytes, and its disk has {free} free")
 
     def on_written(num_bytes: int) -> None:
         nonlocal done

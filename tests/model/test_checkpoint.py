@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from lathe.errors import CheckpointError
 from lathe.model import safetensors as our_safetensors
-from lathe.model.checkpoint import load_model, open_checkpoint, save_model
+from lathe.model.checkpoint import load_model, open_checkpoint, save_model, save_tensors
 from lathe.model.config import ModelConfig
 from lathe.model.quantization import FP8, dequantize_blocks, quantize_blocks
+from lathe.model.safetensors import Outgoing
 from lathe.model.transformer import Transformer
 
 CONFIG = ModelConfig(
@@ -367,6 +368,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_disk_without_room_is_named_before_anything_is_written(folder):
+    too_large = Outgoing("lm_head.weight", torch.float32, (2**40, 136), lambda: torch.zeros(0))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CheckpointError, match=r"will take \d+ bytes.*free"):
+        save_tensors([too_large], CONFIG, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_saving_over_the_folder_that_the_model_is_mapped_from(folder):
     model = load_model(open_checkpoint(folder))
     expected = random_model()
@@ -390,7 +399,7 @@ def test_other_files_in_the_folder_stay(folder):
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from lathe.model.checkpoint import load_model, open_checkpoint, save_model
+from lathe.model.checkpoint import load_model, open_checkpoint, save_model, save_tensors
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()
