@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe.errors import CheckpointError, ModelNotFound
+from lathe.model.gguf_container import split_paths
 from lathe.model.weights import weight_files
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
@@ -33,6 +34,7 @@ HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/[\w.-]*\w)(?::(?P<type>[\w-]+))?")
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.tiktoken", "*.txt")
 UNWANTED = ("original/*", "onnx/*", "*consolidated*", "*adapter*")
 LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")  # of a split GGUF, which is opened by its first
+FIRST_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
 TIMEOUT_S = 10
 
 
@@ -102,10 +104,14 @@ def _looks_like_a_model(folder: Path) -> bool:
 
 
 def _model_in(folder: Path) -> Path:
-    """The folder itself if it is in Hugging Face's layout, or the one GGUF in it."""
-    if (folder / "config.json").is_file():
+    """The folder itself if it is in Hugging Face's layout, or the one GGUF in it.
+
+    Repositories of GGUF files often hold the config.json of the model that they were made from.
+    """
+    ggufs = sorted(folder.glob("*.gguf"))
+    if (folder / "config.json").is_file() and not (ggufs and not any(folder.glob("*.safetensors"))):
         return folder
-    return _only(sorted(folder.glob("*.gguf")), folder)
+    return _only(ggufs, folder)
 
 
 def _only(ggufs: Sequence[Path], folder: Path) -> Path:
@@ -183,7 +189,13 @@ def _from_hub(repository: str, gguf_type: str | None, fetch: bool, progress: Pro
 
     wanted = list(WANTED)
     if gguf_type:
-        wanted = [f"*{spelled}*.gguf" for spelled in {gguf_type, gguf_type.upper(), gguf_type.lower()}]
+        spellings = {gguf_type, gguf_type.upper(), gguf_type.lower()}
+        wanted = [
+            f"{before}{spelled}{part}.gguf"
+            for spelled in spellings
+            for before in ("", "*[-._/]")
+            for part in ("", "-?????-of-?????")
+        ]
 
     def snapshot(**options: Any) -> Path:
         folder = huggingface_hub.snapshot_download(
@@ -207,15 +219,26 @@ def _from_hub(repository: str, gguf_type: str | None, fetch: bool, progress: Pro
 def _model_in_snapshot(folder: Path, repository: str, gguf_type: str | None) -> Path:
     """Raises CheckpointError for a snapshot that lacks files, ModelNotFound for one without a model."""
     if gguf_type:
-        named = (path for path in folder.rglob("*.gguf") if gguf_type.lower() in path.name.lower())
-        return _only(sorted(named), folder)
+        # As a whole word: Q6_K is not UD-Q6_K_XL, and F16 not BF16.
+        word = re.compile(rf"(^|[-._]){re.escape(gguf_type)}(-\d{{5}}-of-\d{{5}})?\.gguf$", re.IGNORECASE)
+        named = sorted(path for path in folder.rglob("*.gguf") if word.search(path.name))
+        if not named:
+            raise ModelNotFound(
+                f"{repository} holds no GGUF file of the type {gguf_type}; "
+                f"https://huggingface.co/{repository}/tree/main lists what it holds."
+            )
+        path = _only(named, folder)
+        if part := FIRST_PART.search(path.name):
+            split_paths(path, int(part[1]))  # raises when one is missing
+        return path
     if not (folder / "config.json").is_file():
-        raise ModelNotFound(
-            f"{repository} holds no config.json. If it is a repository of GGUF files, name the type that you "
-            f"want: {repository}:Q4_K_M"
-        )
+        raise ModelNotFound(f"{repository} holds no config.json. {_name_a_type(repository)}")
     weight_files(folder)
     return folder
+
+
+def _name_a_type(repository: str) -> str:
+    return f"If it is a repository of GGUF files, name the type that you want: {repository}:Q4_K_M"
 
 
 def _what_to_do(repository: str, error: Exception) -> str:
@@ -232,7 +255,10 @@ def _what_to_do(repository: str, error: Exception) -> str:
             "If it is private, set HF_TOKEN."
         )
     if isinstance(error, CheckpointError):  # what came, or what an unreachable hub left us with
-        return f"{repository} did not come whole: {error}. Try again when huggingface.co can be reached."
+        return (
+            f"{repository} did not come whole: {error}. Try again when huggingface.co can be reached. "
+            f"{_name_a_type(repository)}"
+        )
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).strip().splitlines()[0]
     return (
         f"{repository} is neither a folder here nor whole in the hub's cache, and huggingface.co can't be "

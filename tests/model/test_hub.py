@@ -49,6 +49,13 @@ class TestOnThisDisk:
             (tmp_path / f"big-{number:05d}-of-00003.gguf").touch()
         assert resolve(str(tmp_path)) == tmp_path / "big-00001-of-00003.gguf"
 
+    def test_a_gguf_beside_its_models_config(self, tmp_path):
+        (tmp_path / "config.json").write_bytes(CONFIG)
+        (tmp_path / "model.gguf").touch()
+        assert resolve(str(tmp_path)) == tmp_path / "model.gguf"
+        (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+        assert resolve(str(tmp_path)) == tmp_path
+
     def test_a_folder_with_several_ggufs_lists_them(self, tmp_path):
         (tmp_path / "a.gguf").touch()
         (tmp_path / "b.gguf").touch()
@@ -209,6 +216,34 @@ class TestHub:
         assert resolve("someone/tiny:q4_k_m").name == "tiny-Q4_K_M.gguf"
         assert not list(tmp_path.rglob("*Q8_0.gguf"))
 
+    def test_a_type_is_a_whole_word(self, tmp_path, settings, little_hub):
+        settings(ENDPOINT=little_hub)
+        assert resolve("someone/tiny:F16").name == "tiny.f16.gguf"
+        assert resolve("someone/tiny:Q6_K").name == "tiny-Q6_K-00001-of-00002.gguf"
+        assert {path.name for path in tmp_path.rglob("*.gguf")} == {
+            "tiny.f16.gguf",
+            "tiny-Q6_K-00001-of-00002.gguf",
+            "tiny-Q6_K-00002-of-00002.gguf",
+        }
+
+    def test_a_type_that_the_repository_lacks(self, settings, little_hub):
+        settings(ENDPOINT=little_hub)
+        with pytest.raises(ModelNotFound, match="someone/tiny holds no GGUF file of the type Q5_K"):
+            resolve("someone/tiny:Q5_K")
+
+    def test_a_part_that_is_missing_in_the_cache_is_fetched(self, settings, little_hub):
+        settings(ENDPOINT=little_hub)
+        path = resolve("someone/tiny:Q6_K")
+        last = path.with_name("tiny-Q6_K-00002-of-00002.gguf")
+        last.unlink()
+        assert resolve("someone/tiny:Q6_K") == path
+        assert last.read_bytes() == b"GGUF 6 bits, the rest"
+
+    def test_a_repository_of_ggufs_that_shows_their_models_config(self, settings, little_hub):
+        settings(ENDPOINT=little_hub)
+        with pytest.raises(ModelNotFound, match="name the type that you want: someone/ggufs:Q4_K_M"):
+            resolve("someone/ggufs")
+
     def test_a_repository_that_does_not_exist(self, settings, little_hub):
         settings(ENDPOINT=little_hub)
         with pytest.raises(ModelNotFound, match=r"There is no someone/else.*HF_TOKEN"):
@@ -217,34 +252,43 @@ class TestHub:
 
 @pytest.fixture
 def little_hub():
-    """A server that speaks as much of the hub's HTTP as a download needs, for one repository."""
-    files = {
+    """A server that speaks as much of the hub's HTTP as a download needs, for two repositories."""
+    tiny = {
         "config.json": CONFIG,
         "model.safetensors": WEIGHTS,
         "pytorch_model.bin": b"unwanted",
         "onnx/model.json": b"unwanted",
         "tiny-Q4_K_M.gguf": b"GGUF 4 bits",
         "tiny-Q8_0.gguf": b"GGUF 8 bits",
+        "Q6_K/tiny-Q6_K-00001-of-00002.gguf": b"GGUF 6 bits",
+        "Q6_K/tiny-Q6_K-00002-of-00002.gguf": b"GGUF 6 bits, the rest",
+        "tiny-UD-Q6_K_XL.gguf": b"GGUF 6 bits and more",
+        "tiny.f16.gguf": b"GGUF 16 bits",
+        "tiny.bf16.gguf": b"GGUF 16 other bits",
     }
+    repositories = {"someone/tiny": tiny, "someone/ggufs": {"config.json": CONFIG, "a-Q4_K_M.gguf": b"GGUF"}}
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             path = self.path.partition("?")[0]
-            if path == "/api/models/someone/tiny/revision/main":
-                self.answer(json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": []}).encode())
-            elif path == f"/api/models/someone/tiny/tree/{COMMIT}":
+            path = path.removeprefix("/api/models")
+            name = "/".join(path.split("/")[1:3])
+            files, rest = repositories.get(name, {}), path.removeprefix(f"/{name}")
+            if files and rest == "/revision/main":
+                self.answer(json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
+            elif files and rest == f"/tree/{COMMIT}":
                 rows = [
                     {
                         "type": "file",
-                        "path": name,
+                        "path": file,
                         "size": len(content),
                         "oid": hashlib.sha1(content).hexdigest(),
                     }
-                    for name, content in files.items()
+                    for file, content in files.items()
                 ]
                 self.answer(json.dumps(rows).encode())
-            elif (name := path.removeprefix(f"/someone/tiny/resolve/{COMMIT}/")) in files:
-                self.answer(files[name], etag=hashlib.sha1(files[name]).hexdigest())
+            elif (file := rest.removeprefix(f"/resolve/{COMMIT}/")) in files:
+                self.answer(files[file], etag=hashlib.sha1(files[file]).hexdigest())
             else:
                 self.send_response(404)
                 self.send_header("X-Error-Code", "RepoNotFound")
