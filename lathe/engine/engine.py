@@ -52,6 +52,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.eos_token_ids = frozenset(eos_token_ids)
         self.weights_version = 0
+        self.vocab_size = model.config.vocab_size
         weight = next(model.parameters())
         # Weights may be kept in a narrow format (FP8) that arithmetic does not run in; norms never are.
         dtype = model.norm.weight.dtype
@@ -97,6 +98,9 @@ class Engine:
             raise PromptTooLong(len(prompt_token_ids), self.max_context)
         if not prompt_token_ids:
             raise InvalidRequest("The prompt is empty: there is no token to continue from.")
+        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self.vocab_size:
+            # Inside a step it would end everybody's reply, and on a GPU the whole process.
+            raise InvalidRequest(f"A token id of the prompt is outside the model's {self.vocab_size} ids.")
         room = self.max_context - len(prompt_token_ids)
         max_new_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         sequence = Sequence(prompt_token_ids, sampling, max_new_tokens, report)
@@ -145,7 +149,8 @@ class Engine:
                 for sequence in self._submitted:
                     self.scheduler.add(sequence)
                 self._submitted = []
-            if self._closing:
+                closing = self._closing
+            if closing:
                 self._end_all(EngineClosed("the engine was shut down"))
                 return
             try:
@@ -172,8 +177,7 @@ class Engine:
         finish_reason = self._finish_reason(sequence, token.token_id)
         if finish_reason is not None:
             self.scheduler.remove(sequence)
-        if not sequence.cancelled:
-            sequence.report(Sampled(token, finish_reason))
+        self._report(sequence, Sampled(token, finish_reason))
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         sampling = sequence.sampling
@@ -184,11 +188,19 @@ class Engine:
         return "length" if sequence.num_new >= sequence.max_new_tokens else None
 
     def _end_all(self, error: Exception) -> None:
-        for sequence in [*self.scheduler.running, *self.scheduler.waiting, *self._submitted]:
+        # What was submitted since the step began is none of it: another thread may be adding to that list.
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.remove(sequence)
-            if not sequence.cancelled:
-                sequence.report(Sampled(error=error))
-        self._submitted = []
+            self._report(sequence, Sampled(error=error))
+
+    def _report(self, sequence: Sequence, sampled: Sampled) -> None:
+        if sequence.cancelled:
+            return
+        try:
+            sequence.report(sampled)
+        except Exception:  # the boundary: a listener whose event loop has closed is nobody else's trouble
+            logger.exception("a reply was cancelled: its report could not be delivered")
+            sequence.cancelled = True
 
 
 def _num_pages(

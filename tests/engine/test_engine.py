@@ -188,6 +188,53 @@ def test_a_failed_step_ends_its_replies_and_the_engine_goes_on(engine, monkeypat
     assert engine.pool.num_free == engine.pool.num_pages
 
 
+def test_what_is_submitted_while_a_failed_step_is_told_is_not_lost(engine, monkeypatch):
+    run = engine.runner.run
+    second_try = []
+
+    def fail(shares):
+        monkeypatch.setattr(engine.runner, "run", run)
+        raise RuntimeError("a broken step")
+
+    def try_again(report):
+        if report.error is not None:
+            second_try.append(Listener(engine, [1, 2, 3]))
+            told.set()
+
+    told = threading.Event()
+    monkeypatch.setattr(engine.runner, "run", fail)
+    engine.submit((1, 2, 3), GREEDY, try_again)
+    assert told.wait(10)
+    assert len(second_try[0].wait()) == GREEDY.max_tokens
+
+
+@pytest.mark.parametrize("step_fails", [False, True])
+def test_a_listener_that_fails_ends_its_own_reply_only(engine, monkeypatch, step_fails):
+    def closed(report):
+        raise RuntimeError("Event loop is closed")
+
+    def fail(shares):
+        monkeypatch.undo()
+        raise RuntimeError("a broken step")
+
+    expected = Listener(engine, [1, 2, 3]).wait()
+    if step_fails:
+        monkeypatch.setattr(engine.runner, "run", fail)
+    engine.submit((5,), SamplingParams(temperature=0.0), closed)
+    time.sleep(0.05)
+    assert Listener(engine, [1, 2, 3]).wait() == expected
+    assert engine.num_running == 0
+    assert engine.pool.num_free == engine.pool.num_pages
+
+
+@pytest.mark.parametrize("token_id", [-1, 300])
+def test_an_unknown_token_id_is_refused_and_harms_nobody(engine, token_id):
+    talker = Listener(engine, [5], SamplingParams(temperature=0.0, max_tokens=50))
+    with pytest.raises(InvalidRequest, match="outside the model's 300 ids"):
+        engine.submit((1, token_id), GREEDY, print)
+    assert len(talker.wait()) == 50
+
+
 def test_closing_ends_replies_and_the_thread(tiny_model):
     engine = Engine(tiny_model, config=config(tiny_model))
     talker = Listener(engine, [5], SamplingParams(temperature=0.0))
