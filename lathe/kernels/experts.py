@@ -46,7 +46,8 @@ def grouped_experts(
 def product(x_rD: Tensor, weight_ID: Tensor) -> Tensor:
     """x W^T, quick for the few rows that an expert gets while decoding. See model/linear.py for why."""
     num_rows = len(x_rD)
-    if num_rows > 4 or weight_ID.numel() < 2**16 or x_rD.device.type != "cpu":
+    gains = x_rD.device.type == "cpu" and x_rD.dtype == torch.float32 and weight_ID.numel() >= 2**16
+    if not gains or num_rows > 4:
         return F.linear(x_rD, weight_ID)
     return torch.mm(weight_ID, F.pad(x_rD, (0, 0, 0, 4 - num_rows)).T)[:, :num_rows].T
 
