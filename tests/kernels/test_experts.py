@@ -42,6 +42,16 @@ def test_experts_that_nobody_chose(chosen):
     torch.testing.assert_close(grouped_experts(*layer), token_by_token(*layer), atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3, 20])
+def test_few_rows_of_large_matrices(num_tokens):
+    """On a CPU an expert with up to four rows multiplies the other way round."""
+    x, gate_up, down = torch.randn(num_tokens, 256), torch.randn(4, 640, 256), torch.randn(4, 256, 320)
+    expert_ids = torch.arange(2 * num_tokens).view(-1, 2) % 4
+    layer = (x, gate_up, down, expert_ids, torch.rand(num_tokens, 2))
+    exact = grouped_experts(*(part.double() if part.is_floating_point() else part for part in layer))
+    assert (grouped_experts(*layer) - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
 def test_no_tokens():
     x, gate_up, down, expert_ids, weights = random_layer(1)
     assert grouped_experts(x[:0], gate_up, down, expert_ids[:0], weights[:0]).shape == (0, D)
