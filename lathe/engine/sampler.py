@@ -103,7 +103,9 @@ def _draw(logits_V: Tensor, sequence: Sequence) -> int:
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     # float64: a cumulative sum over 150,000 probabilities must end at 1.
-    probs_V = torch.softmax(logits_V.double() / sampling.temperature, dim=-1)
+    # The best goes to 0 before the division: a tiny temperature must make the others -inf, not the best inf.
+    scores_V = logits_V.double()
+    probs_V = torch.softmax((scores_V - scores_V.max()) / sampling.temperature, dim=-1)
     probs_C, ids_C = _truncated(probs_V, sampling.top_k, sampling.top_p, sampling.min_p)
     cumulative_C = probs_C.cumsum(dim=-1)
     point = sequence.random.random() * float(cumulative_C[-1])

@@ -62,7 +62,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
-        self.random = random.Random(self.sampling.seed)
+        seed = self.sampling.seed
+        # As text: Random forgets an integer's sign, and the seeds -1 and 1 of two of `n` replies were one.
+        self.random = random.Random(None if seed is None else str(seed))
 
     @property
     def num_waiting(self) -> int:

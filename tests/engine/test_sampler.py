@@ -138,3 +138,10 @@ def test_seeds_are_repeatable_and_their_absence_is_not():
     logits = torch.zeros(1_000)
     assert draw(logits, 20, seed=5) == draw(logits, 20, seed=5)
     assert draw(logits, 20) != draw(logits, 20)
+    assert draw(logits, 20, seed=-1) != draw(logits, 20, seed=1)
+
+
+def test_the_smallest_temperature_takes_the_best():
+    logits = torch.tensor([1.0, 3.0, -2.0, 0.0])
+    for top_k in (0, 3):
+        assert draw(logits, 10, temperature=5e-324, top_k=top_k, top_p=1.0) == [1] * 10
