@@ -19,7 +19,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lathe.errors import CheckpointError, TemplateError
+from lathe.errors import TemplateError
 from lathe.text.byte_level import SpecialToken
 from lathe.text.conversation import (
     Supply,
@@ -33,6 +33,7 @@ from lathe.text.conversation import (
 )
 from lathe.text.supplied_text import Marks, strings_in
 from lathe.text.tokenizer import Tokenizer
+from lathe.text.tokenizer_json import read_json
 from lathe.text.tool_calls import Dialect
 from lathe.types import Message, Tool
 
@@ -261,10 +262,7 @@ def _read_sources(folder: Path) -> dict[str, str]:
     sources = {}
     config = folder / "tokenizer_config.json"
     if config.exists():
-        try:
-            found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{config} can't be read: {error}") from None
+        found = read_json(config).get("chat_template")
         if isinstance(found, str):
             sources["default"] = found
         elif isinstance(found, list):

@@ -13,7 +13,13 @@ from lathe.errors import CheckpointError
 from lathe.text.byte_level import SpecialToken, Vocabulary, to_bytes
 from lathe.text.gguf_tokenizer import read_metadata, write_metadata
 from lathe.text.tiktoken_ranks import read_rank_file
-from lathe.text.tokenizer_json import read_tokenizer_json, text_encoder, write_config, write_tokenizer_json
+from lathe.text.tokenizer_json import (
+    read_json,
+    read_tokenizer_json,
+    text_encoder,
+    write_config,
+    write_tokenizer_json,
+)
 
 # Unicode's White_Space, which is what `\\s` means to the reference; str.strip() takes U+001C to U+001F as
 # well.
@@ -74,7 +80,11 @@ class Tokenizer:
         """
         path = Path(path)
         config = path.with_name("tokenizer_config.json")
-        return cls(read_tokenizer_json(_read(path), _read(config) if config.exists() else {}))
+        data, settings = read_json(path), read_json(config) if config.exists() else {}
+        try:
+            return cls(read_tokenizer_json(data, settings))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged, or {config.name} beside it: {error!r}") from error
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -186,10 +196,3 @@ def _stands_alone(token: SpecialToken, text: str, match: re.Match[str]) -> bool:
         return True
     beside = text[max(match.start() - 1, 0) : match.start()] + text[match.end() : match.end() + 1]
     return not any(char.isalnum() or char == "_" for char in beside)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -13,6 +14,17 @@ from lathe.errors import CheckpointError
 from lathe.text.byte_level import Json, SpecialToken, Vocabulary
 
 DECODER: Json = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
+def read_json(path: Path) -> Json:
+    """The object in a JSON file. Raises CheckpointError when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return content
 
 
 def read_tokenizer_json(data: Mapping[str, Any], config: Mapping[str, Any]) -> Vocabulary:
@@ -89,8 +101,11 @@ def text_encoder(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         tokens = {text: id for text, id in tokens.items() if text not in special}
         merges = [(a, b) for a, b in merges if not {a, b, a + b} & special]
     shell = _whole(vocabulary, added=[], model={"type": "BPE", "vocab": {}, "merges": []})
-    encoder = tokenizers.Tokenizer.from_str(json.dumps(shell))
-    encoder.model = BPE(vocab=tokens, merges=merges, ignore_merges=vocabulary.ignore_merges)
+    try:
+        encoder = tokenizers.Tokenizer.from_str(json.dumps(shell))
+        encoder.model = BPE(vocab=tokens, merges=merges, ignore_merges=vocabulary.ignore_merges)
+    except Exception as error:  # the library's errors have no class of their own
+        raise CheckpointError(f"The tokenizer's files make no tokenizer: {error}") from error
     return encoder
 
 

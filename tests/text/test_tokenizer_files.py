@@ -150,6 +150,21 @@ def test_other_kinds_of_tokenizer_json_are_refused(small_folder, change, reason)
         Tokenizer.from_file(edit(small_folder / "tokenizer.json", change))
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data["model"]["merges"].append(["He", "zz"]), "`zz` out of vocabulary"),
+        (lambda data: data["model"]["merges"].append("He"), "make no tokenizer"),
+        (lambda data: data["added_tokens"].append({}), r"tokenizer\.json is damaged.*content"),
+        (lambda data: data.update(model="x"), r"tokenizer\.json is damaged"),
+        (lambda data: data["pre_tokenizer"]["pretokenizers"].append({"type": "Odd"}), "make no tokenizer"),
+    ],
+)
+def test_a_damaged_tokenizer_json_is_refused(small_folder, change, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        Tokenizer.from_file(edit(small_folder / "tokenizer.json", change))
+
+
 def test_a_pre_tokenizer_without_a_name_has_no_place_in_a_gguf(small_folder):
     def change(data):
         data["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\w+"}
@@ -179,9 +194,10 @@ def test_other_kinds_of_gguf_are_refused(smollm2_metadata, change, reason):
 def test_a_folder_without_a_tokenizer(tmp_path, qwen_ranks):
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="can't be read"):
-        Tokenizer.from_folder(tmp_path)
+    for text, reason in (("{", "can't be read"), ("[1]", "JSON object")):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(CheckpointError, match=reason):
+            Tokenizer.from_folder(tmp_path)
 
 
 def test_merges_follow_from_ranks(tmp_path):
