@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 from lathe.errors import InvalidRequest
-from lathe.text.tool_arguments import parse_arguments
+from lathe.text.tool_arguments import json_text, parse_arguments
 from lathe.types import Message, Role, Tool, ToolCall
 
 ROLES = get_args(Role)
@@ -21,6 +21,10 @@ def to_message(message: Message | Mapping[str, Any]) -> Message:
     list of text parts. Raises InvalidRequest when the role is unknown or a part is not text."""
     if isinstance(message, Message):
         return message
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(
+            f"A message is {message!r:.40}; it must be a dict such as {{'role': 'user', 'content': 'Hello'}}."
+        )
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequest(f"A message has the role {role!r}; it must be one of {', '.join(ROLES)}.")
@@ -60,10 +64,12 @@ def to_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
     """A call from `{"id": ..., "function": {"name": ..., "arguments": JSON text or an object}}`."""
     if isinstance(call, ToolCall):
         return call
-    function = call.get("function", call)
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise InvalidRequest(f"A tool call is {call!r:.40}; it must be a dict with a function.")
     arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        arguments = parse_arguments(arguments)
+    if not isinstance(arguments, Mapping):
+        arguments = parse_arguments(arguments if isinstance(arguments, str) else json_text(arguments))
     return ToolCall(name=str(function.get("name") or ""), arguments=arguments, id=str(call.get("id") or ""))
 
 
