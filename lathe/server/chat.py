@@ -220,7 +220,7 @@ def whole_choice(turn: ChatTurn, tokenizer: Tokenizer, index: int, completion: C
             }
             for call in calls
         ]
-    entries = spoken(completion.logprobs, tokenizer, completion)
+    entries = spoken(turn, completion.logprobs, tokenizer, completion)
     return {
         "index": index,
         "message": message,
@@ -275,7 +275,7 @@ def chunk_payloads(turn: ChatTurn, tokenizer: Tokenizer, chunk: Chunk) -> list[d
     deltas = [delta for event in chunk.events if (delta := event_delta(event)) is not None]
     entries: Sequence[TokenLogprob] = ()
     if turn.sampling.logprobs is not None:
-        entries = spoken(chunk.logprobs, tokenizer, chunk.completion)
+        entries = spoken(turn, chunk.logprobs, tokenizer, chunk.completion)
     if entries and not deltas:
         deltas = [{"content": ""}]  # a token that gave no text yet: half a character, or the start of a tag
     payloads = [delta_chunk(turn, chunk.index, delta) for delta in deltas]
@@ -323,13 +323,12 @@ def usage(completions: Sequence[Completion]) -> dict[str, Any]:
 
 
 def spoken(
-    entries: Sequence[TokenLogprob], tokenizer: Tokenizer, completion: Completion | None
+    turn: ChatTurn, entries: Sequence[TokenLogprob], tokenizer: Tokenizer, completion: Completion | None
 ) -> Sequence[TokenLogprob]:
-    """The entries without the control token that ended the turn: it is no part of the content."""
+    """The entries without the control or stop token that ended the turn: it is no part of the content."""
     ended = completion is not None and completion.finish_reason in ("stop", "tool_calls")
-    if ended and entries and entries[-1].token_id in tokenizer.special_tokens.values():
-        return entries[:-1]
-    return entries
+    end_marks = (*tokenizer.special_tokens.values(), *turn.sampling.stop_token_ids)
+    return entries[:-1] if ended and entries and entries[-1].token_id in end_marks else entries
 
 
 def logprobs_json(entries: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:

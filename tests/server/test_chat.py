@@ -136,6 +136,19 @@ def test_logprobs(ask):
     assert [top.token for top in some.content[0].top_logprobs] == ["n"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_leave_out_the_stop_token_as_the_content_does(ask, stream):
+    model = ScriptedModel("né")
+    model.engine.eos_token_ids = frozenset({ord(".")})  # the script ends with this token
+    with client_of(model) as client:
+        options = {"logprobs": True, "stream": stream, "extra_body": {"stop_token_ids": [ord(".")]}}
+        reply = client.chat.completions.create(**ask, **options)
+        choices = [chunk.choices[0] for chunk in reply] if stream else reply.choices
+    entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
+    assert choices[-1].finish_reason == "stop"
+    assert bytes(byte for entry in entries for byte in entry.bytes).decode() == "né"
+
+
 # Streamed replies
 
 
