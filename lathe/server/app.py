@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import Any
@@ -11,7 +10,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
 import lathe
-from lathe.engine.engine import EngineClosed
 from lathe.engine.llm import LLM
 from lathe.server import chat, errors
 from lathe.server.chat_schema import ChatCompletion, ChatRequest, ErrorReply, Health, ModelList, ServedModel
@@ -87,8 +85,6 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
         except ClientGone:
             log.info("a client left before its reply was complete")
             return Response(status_code=499)  # nobody reads it; nginx's number for this
-        except asyncio.CancelledError:  # uvicorn's word that the grace period for stopping is over
-            raise EngineClosed("the server is stopping") from None
 
     errors.install(app)
     app.add_middleware(LimitBody, max_bytes=max_body_bytes)

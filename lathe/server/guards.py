@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lathe.engine.engine import EngineClosed
 from lathe.server.errors import error_body, json_response
 
 OPEN_PATHS = ("/health",)
@@ -81,12 +83,15 @@ class SoundRequest(Request):
 
 
 class SoundRoute(APIRoute):
-    """A route that reads its body as a SoundRequest."""
+    """A route that reads its body as a SoundRequest, and says so when the server stops before it answered."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_sound(request: Request) -> Response:
-            return await handle(SoundRequest(request.scope, request.receive))
+            try:
+                return await handle(SoundRequest(request.scope, request.receive))
+            except asyncio.CancelledError:  # uvicorn's word that the grace period for stopping is over
+                raise EngineClosed("the server is stopping") from None
 
         return handle_sound

@@ -56,8 +56,8 @@ def llm():
     torch.set_num_threads(threads)
 
 
-def post(url: str, body: dict) -> socket.socket:
-    """A request whose connection the test holds in its own hands."""
+def post(url: str, body: dict, num_sent: int | None = None) -> socket.socket:
+    """A request whose connection the test holds in its own hands, and perhaps the rest of its body."""
     place = urlsplit(url)
     connection = socket.create_connection((place.hostname, place.port))
     payload = json.dumps(body).encode()
@@ -65,7 +65,7 @@ def post(url: str, body: dict) -> socket.socket:
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
-    connection.sendall(head.encode() + payload)
+    connection.sendall(head.encode() + payload[:num_sent])
     return connection
 
 
@@ -136,12 +136,14 @@ def test_others_go_on_when_one_leaves(llm):
 def test_a_stopping_server_ends_running_replies_promptly(llm, caplog):
     with serve(llm) as url:
         streamed = post(url, {**ENDLESS, "stream": True})
+        half_sent = post(url, ENDLESS, num_sent=5)
         whole = post(url, ENDLESS)
         assert wait_until(lambda: llm.engine.num_running == 2)
         started = time.monotonic()
     assert time.monotonic() - started < 4
     assert llm.engine.num_running == 0
-    read_until(whole, b"The server stopped before the reply was complete")
+    for waiting in (whole, half_sent):
+        read_until(waiting, b"The server stopped before the reply was complete")
+        waiting.close()
     assert "Traceback" not in caplog.text
     streamed.close()
-    whole.close()
