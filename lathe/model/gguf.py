@@ -52,8 +52,7 @@ from lathe.model.gguf_types import (
     dequantize_into,
     quantize_chunks,
 )
-
-Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
+from lathe.model.weights import Progress
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lathe.errors import CheckpointError, ModelNotFound
 from lathe.model.gguf_container import split_paths
-from lathe.model.weights import weight_files
-
-Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
+from lathe.model.weights import Progress, weight_files
 
 HUB_ALIASES = {
     "qwen3-coder": "Qwen/Qwen3-Coder-480B-A35B-Instruct",
