@@ -166,7 +166,7 @@ class ModelConfig:
         _refuse_unknown_maths(config, architecture)
         heads = _size(config, "num_attention_heads")
         # a head of Qwen3 has 128 dimensions unless said otherwise; the others split hidden_size
-        default_head_dim = 128 if architecture == "qwen3" else _size(config, "hidden_size") // heads
+        usual_head_dim = 128 if architecture == "qwen3" else _size(config, "hidden_size") // max(heads, 1)
         rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
         longest = _size(config, "max_position_embeddings")
         yarn = _yarn(rope, longest)
@@ -177,7 +177,7 @@ class ModelConfig:
                 "num_experts_per_tok": _size(config, "num_experts_per_tok"),
                 "moe_intermediate_size": _size(config, "moe_intermediate_size"),
                 "norm_topk_prob": bool(config.get("norm_topk_prob", False)),
-                "decoder_sparse_step": config.get("decoder_sparse_step", 1),
+                "decoder_sparse_step": _size(config, "decoder_sparse_step", default=1),
                 "mlp_only_layers": tuple(config.get("mlp_only_layers") or ()),
             }
         return cls(
@@ -186,13 +186,15 @@ class ModelConfig:
             hidden_size=_size(config, "hidden_size"),
             num_layers=_size(config, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or default_head_dim,
+            num_kv_heads=_size(config, "num_key_value_heads", default=heads),
+            head_dim=_size(config, "head_dim", default=usual_head_dim),
             intermediate_size=_size(config, "intermediate_size"),
             **experts,
             max_position_embeddings=yarn.max_position_embeddings if yarn else longest,
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10_000.0,
+            rms_norm_eps=_positive(config, "rms_norm_eps", 1e-6),
+            rope_theta=_positive(
+                rope if rope.get("rope_theta") is not None else config, "rope_theta", 10_000.0
+            ),
             yarn=yarn,
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             attention_bias=architecture == "qwen2",
@@ -271,14 +273,25 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return model_type
 
 
-def _size(config: Mapping[str, Any], *names: str) -> int:
+def _size(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
     for name in names:
         value = config.get(name)
         if value is not None:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise CheckpointError(f"config.json's {name} is {value!r}, not a whole number")
             return value
-    raise CheckpointError(f"config.json has no {' or '.join(names)}")
+    if default is None:
+        raise CheckpointError(f"config.json has no {' or '.join(names)}")
+    return default
+
+
+def _positive(config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json's {name} is {value!r}, not a number above 0")
+    return value
 
 
 def _refuse_unknown_maths(config: Mapping[str, Any], architecture: str) -> None:
