@@ -42,9 +42,12 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} holds pickled weights, which can run code; save them as safetensors"
             )
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
-    shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX} names no shards; get it again from the model's repository")
+    shards = sorted(set(map(str, weight_map.values())))
     missing = [shard for shard in shards if not (folder / shard).exists()]
-    if missing or not shards:
+    if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} of {len(shards)} shards: {_first_ten(missing)}")
     return [folder / shard for shard in shards]
 

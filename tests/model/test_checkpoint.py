@@ -203,6 +203,14 @@ def test_a_missing_shard_is_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": ["model.safetensors"]}], ids=str)
+def test_an_index_without_shards(folder, index):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json names no shards"):
+        open_checkpoint(folder)
+
+
 def test_folders_that_hold_no_model(tmp_path):
     with pytest.raises(CheckpointError, match="neither a folder nor"):
         open_checkpoint(tmp_path / "nothing")
