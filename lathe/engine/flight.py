@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from lathe.engine.reply import Chunk, Reply
 from lathe.engine.sequence import Sampled
+from lathe.errors import LatheError
 from lathe.text.tokenizer import Tokenizer
 from lathe.text.tool_calls import Dialect, ToolCallParser
 from lathe.types import SamplingParams, Tool
@@ -27,6 +28,10 @@ class TokenSource(Protocol):
     def cancel(self, sequence: Any) -> None: ...
     def describe(self) -> str: ...
     def close(self) -> None: ...
+
+
+class StepFailed(LatheError):
+    """A bug or a lack of memory ended the step of this reply. The engine's log has the traceback."""
 
 
 class Flight:
@@ -81,12 +86,15 @@ class Flight:
 
     def read(self, number: int, sampled: Sampled) -> Chunk | None:
         """What a report means. None for what still arrives after a stop string ended the reply.
-        Raises what ended the engine's step, where something did."""
+        Raises StepFailed when a step failed, and EngineClosed when the engine was shut down."""
         reply = self._replies[number]
         if reply.ended:
             return None
-        if sampled.error is not None:
+        if isinstance(sampled.error, LatheError):
             raise sampled.error
+        if sampled.error is not None:
+            # Each reply gets an error of its own: one shared by all would collect a traceback from each.
+            raise StepFailed(f"a step of the engine failed: {sampled.error!r}")
         assert sampled.token is not None, "a report without an error carries a token"
         chunk = reply.push(sampled.token, sampled.finish_reason)
         if chunk.completion is not None and sampled.finish_reason is None:

@@ -277,10 +277,7 @@ class LLM:
         if isinstance(prompt, str):
             # Raw text is the one place where a user may write control tokens: that is what it is for.
             return tuple(self.tokenizer.encode(prompt, allow_special=True))
-        ids = tuple(int(token_id) for token_id in prompt)
-        if any(not 0 <= token_id < self.tokenizer.vocab_size for token_id in ids):
-            raise InvalidRequest(f"A token id is outside the vocabulary of {self.tokenizer.vocab_size}.")
-        return ids
+        return tuple(int(token_id) for token_id in prompt)
 
     def _stream(
         self, prompts: list[tuple[int, ...]], sampling: SamplingParams, tools: Sequence[Tool] = ()

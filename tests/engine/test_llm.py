@@ -149,7 +149,7 @@ def test_mistakes_are_named(smollm2):
         smollm2.chat([{"role": "wizard", "content": "hi"}])
     with pytest.raises(InvalidRequest, match="image"):
         smollm2.chat([{"role": "user", "content": [{"type": "image_url"}]}])
-    with pytest.raises(InvalidRequest, match="vocabulary"):
+    with pytest.raises(InvalidRequest, match="outside the model"):
         smollm2.generate([10**6])
     with pytest.raises(ModelNotFound):
         LLM("smolm2")
