@@ -1,4 +1,4 @@
-"""Tiny models of transformers, and what it takes to run Lathe's beside them."""
+"""Tiny models of transformers, and what it takes to run and check Lathe's beside them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,15 @@ def build_reference(model_type: str, **settings) -> torch.nn.Module:
             elif name.endswith(".bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
     return model
+
+
+def dequantized_by_hand(values: Tensor, scales: Tensor) -> Tensor:
+    """Block FP8 back to numbers, one block at a time."""
+    out = values.float()
+    for row in range(0, out.shape[0], 128):
+        for column in range(0, out.shape[1], 128):
+            out[row : row + 128, column : column + 128] *= scales[row // 128, column // 128].float()
+    return out
 
 
 class Cache:

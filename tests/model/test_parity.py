@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import FAMILIES, Cache, build_reference, compare, logits_of
+from reference import FAMILIES, Cache, build_reference, compare, dequantized_by_hand, logits_of
 from safetensors.torch import load_file, save_file
 
 from lathe.model.checkpoint import load_model, open_checkpoint, save_model
@@ -58,14 +58,6 @@ def test_yarn_of_the_coder_models_at_a_million_positions(position):
     our_cos, our_sin = rope_tables(config, positions)
     torch.testing.assert_close(our_cos[:, 0], cos[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(our_sin[:, 0].abs(), sin[0].abs(), atol=1e-6, rtol=0)
-
-
-def dequantized_by_hand(values, scales):
-    out = values.float()
-    for row in range(0, out.shape[0], 128):
-        for column in range(0, out.shape[1], 128):
-            out[row : row + 128, column : column + 128] *= scales[row // 128, column // 128].float()
-    return out
 
 
 def quantized_by_hand(weight, scale_dtype):

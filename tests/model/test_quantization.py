@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import dequantized_by_hand
 
 from lathe.model.config import ModelConfig
 from lathe.model.quantization import (
@@ -15,14 +16,6 @@ from lathe.model.quantization import (
     quantize_blocks,
 )
 from lathe.model.transformer import Transformer
-
-
-def dequantized_by_hand(values, scales):
-    out = values.float()
-    for row in range(0, out.shape[0], 128):
-        for column in range(0, out.shape[1], 128):
-            out[row : row + 128, column : column + 128] *= scales[row // 128, column // 128].float()
-    return out
 
 
 @given(
