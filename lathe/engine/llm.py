@@ -19,12 +19,12 @@ import torch
 
 from lathe.engine.engine import Engine, EngineConfig
 from lathe.engine.flight import Flight, TokenSource
-from lathe.engine.loading import default_sampling, eos_token_ids, load_template, load_tokenizer
+from lathe.engine.loading import check_memory, default_sampling, eos_token_ids, load_template, load_tokenizer
 from lathe.engine.reply import Chunk
 from lathe.engine.sequence import Sampled
 from lathe.errors import InvalidRequest, PromptTooLong
 from lathe.model import hub
-from lathe.model.checkpoint import load_model, open_checkpoint
+from lathe.model.checkpoint import default_dtype, load_model, open_checkpoint
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.messages import ToolLike, to_messages, to_tools
 from lathe.text.tokenizer import Tokenizer
@@ -58,6 +58,8 @@ class LLM:
             checkpoint = replace(checkpoint, config=checkpoint.config.with_yarn(yarn))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = dtype or default_dtype(checkpoint, torch.device(device))
+        check_memory(checkpoint, dtype, torch.device(device), keep_fp8)
         tokenizer = load_tokenizer(checkpoint)
         # On a thread that ends: an OpenMP pool belongs to the thread that used it. With two alive (the engine
         # has its own) neither waits actively any more, and decoding takes twice as long.

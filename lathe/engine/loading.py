@@ -5,14 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lathe.errors import CheckpointError
+import torch
+
+from lathe.engine.kv_cache import available_memory
+from lathe.errors import CheckpointError, UserError
 from lathe.model.checkpoint import Checkpoint
+from lathe.model.presets import count_parameters
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.tokenizer import Tokenizer
 from lathe.types import SamplingParams
 
 # Where a checkpoint recommends nothing: what Qwen3-Coder's generation_config.json says.
 FALLBACK_SAMPLING = SamplingParams(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
+
+
+def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, keep_fp8: bool) -> None:
+    """Refuses weights that memory can't hold. The system would end the process instead, after minutes."""
+    stored = getattr(torch, checkpoint.config.dtype)
+    is_plain = checkpoint.format == "safetensors" and checkpoint.quantization is None
+    if is_plain and dtype == stored and device.type == "cpu":
+        return  # they stay mapped from the file, and the system reads and drops them as it needs
+    total, _ = count_parameters(checkpoint.config)
+    needed = total * (1 if keep_fp8 and checkpoint.quantization == "fp8" else dtype.itemsize)
+    free = available_memory(device)
+    if needed > free:
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"{checkpoint.path.name} has {total / 1e9:.1f}B parameters, in {name} {needed / 1e9:.0f} GB, and "
+            f"{free / 1e9:.0f} GB are free. Choose a narrower dtype, a smaller model or a larger machine."
+        )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -123,6 +123,11 @@ def _read_quantization(config: Mapping[str, Any]) -> str | None:
     return "fp8"
 
 
+def default_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """What a model runs in unless told: fp32 on a CPU, elsewhere what the config says."""
+    return torch.float32 if device.type == "cpu" else getattr(torch, checkpoint.config.dtype)
+
+
 def load_model(
     checkpoint: Checkpoint,
     *,
@@ -140,8 +145,7 @@ def load_model(
     Raises CheckpointError that names missing, extra and misshapen tensors.
     """
     device = torch.device(device)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else getattr(torch, checkpoint.config.dtype)
+    dtype = dtype or default_dtype(checkpoint, device)
     model = Transformer(checkpoint.config, device="meta", dtype=dtype)
     if checkpoint.format == "gguf":
         weights = {name: torch.empty_like(meta, device=device) for name, meta in model.state_dict().items()}

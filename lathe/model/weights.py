@@ -140,7 +140,8 @@ def read_weights(
         target = meta[slot.weight]
         values = source.read()
         if scale is not None and target.dtype != FP8:
-            copy(slot.weight, slot, dequantize_blocks(values, scale.read(), target.dtype))
+            scales = scale.read().to(device)
+            copy(slot.weight, slot, dequantize_blocks(values.to(device), scales, target.dtype))
             source.release()
         elif values.dtype == target.dtype and values.shape == target.shape and values.device == device:
             weights[slot.weight] = values  # as it lies in the file

@@ -145,10 +145,13 @@ class Tokenizer:
 
     def _encode_text(self, text: str) -> list[int]:
         try:
-            return self._encoder.encode(text, add_special_tokens=False).ids
+            return self._encode_whole(text)
         except TypeError:  # how the Rust side takes lone surrogates
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self._encoder.encode(whole, add_special_tokens=False).ids
+            return self._encode_whole(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+    def _encode_whole(self, text: str) -> list[int]:
+        # A batch of one: `encode` would hold up all other threads, a whole server for a long prompt.
+        return self._encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves out tokens with the
