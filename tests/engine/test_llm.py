@@ -1,6 +1,7 @@
 """The whole library on real weights (SmolLM2) and on scripted words."""
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -35,6 +36,18 @@ def test_streaming_and_batches_say_the_same(smollm2):
     assert together == alone
     streamed = "".join(chunk.text for chunk in smollm2.stream_chat(ASK, sampling=GREEDY))
     assert streamed == alone[-1]
+
+
+@pytest.mark.slow
+def test_greedy_is_the_same_alone_and_among_31_others(smollm2):
+    rng = random.Random(0)
+    words = ["python", "sort", "a list", "of numbers", "explain", "closures", "a haiku", "fix this bug"]
+    questions = [
+        [{"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(3, 40)))}] for _ in range(32)
+    ]
+    sampling = SamplingParams(temperature=0.0, max_tokens=64)
+    together = [reply.token_ids for reply in smollm2.chat_many(questions, sampling=sampling)]
+    assert together == [smollm2.chat(question, sampling=sampling).token_ids for question in questions]
 
 
 def test_raw_text_is_continued(smollm2):
