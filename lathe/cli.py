@@ -53,6 +53,9 @@ Dtype = Annotated[
 Yarn = Annotated[
     float | None, typer.Option(help="Stretch the context by this factor (Qwen3-Coder: 4, to 1M tokens).")
 ]
+KeepFp8 = Annotated[
+    bool, typer.Option("--keep-fp8", help="Leave FP8 weights at one byte each: less memory, slower on a CPU.")
+]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share.")]
@@ -86,6 +89,7 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     yarn: Yarn = None,
+    keep_fp8: KeepFp8 = False,
 ) -> None:
     """Serve a model behind an OpenAI-compatible endpoint."""
     import logging
@@ -99,7 +103,7 @@ def serve(
     bound = run.bind(host, port)
     from lathe.server.app import create_app
 
-    with load(model, max_context, device, dtype, yarn, out) as llm:
+    with load(model, max_context, device, dtype, yarn, keep_fp8, out) as llm:
         url = run.base_url(bound)
         if not run.is_loopback(bound) and api_key is None:
             out.print("[yellow]Anyone who reaches this machine may use the model: set --api-key.[/yellow]")
@@ -124,12 +128,13 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
     yarn: Yarn = None,
+    keep_fp8: KeepFp8 = False,
 ) -> None:
     """Talk with a model in the terminal. Piped input is read as one turn a line."""
     from lathe.terminal import talk
 
     out = stderr()
-    with load(model, max_context, device, dtype, yarn, out) as llm:
+    with load(model, max_context, device, dtype, yarn, keep_fp8, out) as llm:
         sampling = changed(
             llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
@@ -156,6 +161,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     yarn: Yarn = None,
+    keep_fp8: KeepFp8 = False,
 ) -> None:
     """Continue a raw text, or answer it with --chat. The continuation alone goes to standard output."""
     from lathe.terminal import talk
@@ -163,7 +169,7 @@ def generate(
 
     out = stderr()
     text = sys.stdin.read() if prompt == "-" else prompt
-    with load(model, max_context, device, dtype, yarn, out) as llm:
+    with load(model, max_context, device, dtype, yarn, keep_fp8, out) as llm:
         sampling = changed(
             llm,
             max_tokens=max_tokens,
@@ -241,7 +247,13 @@ def info(
 
 
 def load(
-    model: str, max_context: int | None, device: str, dtype: str, yarn: float | None, out: Console
+    model: str,
+    max_context: int | None,
+    device: str,
+    dtype: str,
+    yarn: float | None,
+    keep_fp8: bool,
+    out: Console,
 ) -> LLM:
     """The model, with a bar while it loads and a line about the context that its cache gives."""
     dtypes = ("auto", "float32", "bfloat16", "float16")
@@ -260,6 +272,7 @@ def load(
             device=device,
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             yarn=yarn,
+            keep_fp8=keep_fp8,
             engine_config=EngineConfig(max_context=max_context),
             progress=report,
         )

@@ -1,10 +1,18 @@
-"""Models that every room's tests share."""
+"""Models that every room's tests share, and how hypothesis searches."""
+
+import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from lathe.model.config import ModelConfig
 from lathe.model.transformer import Transformer
+
+# CI judges a change: the same examples each time. A developer's runs search on with new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 
 def tiny_config(**changes) -> ModelConfig:
