@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 import torch
 
-from lathe.engine.kv_cache import PAGE_SIZE, KVCache, PagePool, available_memory, bytes_per_token
+from lathe.engine.kv_cache import (
+    PAGE_SIZE,
+    KVCache,
+    PagePool,
+    available_memory,
+    bytes_per_token,
+    pages_for,
+)
 from lathe.engine.runner import Runner
 from lathe.engine.sampler import check_sampling, sample
 from lathe.engine.scheduler import Scheduler
@@ -211,8 +218,7 @@ def _num_pages(
     memory = config.kv_memory_bytes
     if memory is None:
         memory = int(available_memory(device) * config.kv_memory_share)
-    pages_a_sequence = (max_context + PAGE_SIZE - 1) // PAGE_SIZE
-    num_pages = min(memory // page_bytes, pages_a_sequence * config.max_num_seqs)
+    num_pages = min(memory // page_bytes, pages_for(max_context) * config.max_num_seqs)
     if num_pages < 1:
         raise UserError(
             f"No memory is left for the context: a page of {PAGE_SIZE} tokens takes {page_bytes:,} bytes and "

@@ -19,6 +19,11 @@ from lathe.model.config import ModelConfig
 PAGE_SIZE = 16
 
 
+def pages_for(num_tokens: int) -> int:
+    """How many pages hold that many tokens."""
+    return -(-num_tokens // PAGE_SIZE)
+
+
 class KVCache:
     """Keys and values of all layers, each [layers, slots, kv heads, head dim]."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from lathe.engine.kv_cache import PAGE_SIZE, PagePool
+from lathe.engine.kv_cache import PagePool, pages_for
 from lathe.engine.sequence import Sequence
 
 # Pages are taken a stretch at a time, so that a growing sequence stays in one piece.
@@ -82,8 +82,7 @@ class Scheduler:
         return num_tokens
 
     def _missing_pages(self, sequence: Sequence, num_tokens: int) -> int:
-        needed = (sequence.num_computed + num_tokens + PAGE_SIZE - 1) // PAGE_SIZE
-        return needed - len(sequence.pages)
+        return pages_for(sequence.num_computed + num_tokens) - len(sequence.pages)
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make room for the next `num_tokens`. False when the sequence itself had to give way."""
@@ -96,7 +95,7 @@ class Scheduler:
             if youngest is sequence:
                 return False
         last_position = len(sequence.prompt_token_ids) + sequence.max_new_tokens
-        useful = (last_position + PAGE_SIZE - 1) // PAGE_SIZE - len(sequence.pages)
+        useful = pages_for(last_position) - len(sequence.pages)
         count = max(missing, min(missing + STRETCH, useful, self.pool.num_free))
         sequence.pages += self.pool.take(count, after=sequence.pages[-1] if sequence.pages else None)
         return True

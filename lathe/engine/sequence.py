@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lathe.engine.kv_cache import PAGE_SIZE
+from lathe.engine.kv_cache import PAGE_SIZE, pages_for
 from lathe.kernels.attention import Span
 from lathe.types import FinishReason, SamplingParams, TokenLogprob
 
@@ -83,7 +83,7 @@ class Sequence:
         """This sequence's share of a step whose `num_queries` tokens stand at `start` in the packed axis."""
         length = self.num_computed + num_queries
         runs: list[tuple[int, int]] = []
-        for index in range((length + PAGE_SIZE - 1) // PAGE_SIZE):
+        for index in range(pages_for(length)):
             first = self.pages[index] * PAGE_SIZE
             last = first + min(PAGE_SIZE, length - index * PAGE_SIZE)
             if runs and runs[-1][1] == first:
