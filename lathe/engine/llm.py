@@ -230,9 +230,9 @@ class LLM:
         **options: Any,
     ) -> list[Completion]:
         """Answer conversations in one batch; with `n`, that many of the first, then of the second …"""
-        prompts = [self.encode(Trajectory(to_messages(m), to_tools(tools))) for m in conversations]
-        chunks = self._stream(prompts, self._sampling(sampling, options), to_tools(tools))
-        return _completions(chunks)
+        offered = to_tools(tools)
+        prompts = [self.encode(Trajectory(to_messages(turns), offered)) for turns in conversations]
+        return _completions(self._stream(prompts, self._sampling(sampling, options), offered))
 
     def generate_many(
         self,

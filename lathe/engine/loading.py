@@ -61,7 +61,8 @@ def eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ..
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     # A chat turn ends here in every model of the family, whatever a converted file says.
-    ids |= {tokenizer.special_tokens[mark] for mark in ("<|im_end|>",) if mark in tokenizer.special_tokens}
+    if "<|im_end|>" in tokenizer.special_tokens:
+        ids.add(tokenizer.special_tokens["<|im_end|>"])
     if not ids:
         raise CheckpointError(
             f"{checkpoint.path} names no end-of-sequence token; its replies would never end."

@@ -25,53 +25,33 @@ FIRST_CANDIDATES = 512
 def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[TokenLogprob]:
     """One token for each row. Log-probabilities are those of the raw logits (see types.TokenLogprob)."""
     logits_SV = logits_SV.float()
-    greedy_S = logits_SV.argmax(dim=-1).tolist()
     normalizer_S = logits_SV.logsumexp(dim=-1)
     results = []
-    for row, sequence in enumerate(sequences):
-        logits_V = logits_SV[row]
-        if _has_penalties(sequence.sampling):
-            token_id = _draw(_penalized(logits_V, sequence), sequence)
-        elif sequence.sampling.temperature == 0:
-            token_id = greedy_S[row]
-        else:
-            token_id = _draw(logits_V, sequence)
-        results.append(_report(token_id, logits_V, normalizer_S[row], sequence.sampling.logprobs or 0))
+    for logits_V, normalizer, sequence in zip(logits_SV, normalizer_S, sequences, strict=True):
+        sampling = sequence.sampling
+        scores_V = _penalized(logits_V, sequence) if _has_penalties(sampling) else logits_V
+        results.append(_report(_draw(scores_V, sequence), logits_V, normalizer, sampling.logprobs or 0))
     return results
 
 
 def check_sampling(sampling: SamplingParams) -> None:
     """Raises InvalidRequest for numbers that have no meaning, naming the first one."""
-    rules = [
-        ("temperature", sampling.temperature, 0.0 <= sampling.temperature < math.inf, "at least 0"),
-        ("top_p", sampling.top_p, 0.0 < sampling.top_p <= 1.0, "more than 0 and at most 1"),
-        ("top_k", sampling.top_k, sampling.top_k >= 0, "at least 0 (0 is off)"),
-        ("min_p", sampling.min_p, 0.0 <= sampling.min_p <= 1.0, "from 0 to 1"),
-        (
-            "repetition_penalty",
-            sampling.repetition_penalty,
-            0 < sampling.repetition_penalty < math.inf,
-            "above 0",
-        ),
-        ("presence_penalty", sampling.presence_penalty, math.isfinite(sampling.presence_penalty), "a number"),
-        (
-            "frequency_penalty",
-            sampling.frequency_penalty,
-            math.isfinite(sampling.frequency_penalty),
-            "a number",
-        ),
-        (
-            "max_tokens",
-            sampling.max_tokens,
-            sampling.max_tokens is None or sampling.max_tokens >= 1,
-            "at least 1",
-        ),
-        ("logprobs", sampling.logprobs, sampling.logprobs is None or sampling.logprobs >= 0, "at least 0"),
-        ("n", sampling.n, sampling.n >= 1, "at least 1"),
-    ]
-    for name, value, is_valid, meaning in rules:
+    s = sampling
+    rules = {
+        "temperature": (0.0 <= s.temperature < math.inf, "at least 0"),
+        "top_p": (0.0 < s.top_p <= 1.0, "more than 0 and at most 1"),
+        "top_k": (s.top_k >= 0, "at least 0 (0 is off)"),
+        "min_p": (0.0 <= s.min_p <= 1.0, "from 0 to 1"),
+        "repetition_penalty": (0 < s.repetition_penalty < math.inf, "above 0"),
+        "presence_penalty": (math.isfinite(s.presence_penalty), "a number"),
+        "frequency_penalty": (math.isfinite(s.frequency_penalty), "a number"),
+        "max_tokens": (s.max_tokens is None or s.max_tokens >= 1, "at least 1"),
+        "logprobs": (s.logprobs is None or s.logprobs >= 0, "at least 0"),
+        "n": (s.n >= 1, "at least 1"),
+    }
+    for name, (is_valid, meaning) in rules.items():
         if not is_valid:
-            raise InvalidRequest(f"{name} is {value}, but it must be {meaning}.")
+            raise InvalidRequest(f"{name} is {getattr(sampling, name)}, but it must be {meaning}.")
 
 
 def _has_penalties(sampling: SamplingParams) -> bool:

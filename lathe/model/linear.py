@@ -2,7 +2,7 @@
 
 On a CPU `F.linear` reads weights for one row on a single thread, and for two to eight rows with a kernel made
 for many: 14 and 8 GB/s where the machine reads 30. The product the other way round, W x^T with exactly four
-columns, takes a quick path at any of these counts (measured in docs/benchmarks.md). As four columns are
+columns, takes a quick path at any of these counts (see docs/log.md). As four columns are
 always computed, a row's result does not depend on how many others there are.
 """
 
