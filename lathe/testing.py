@@ -38,8 +38,6 @@ class ScriptedEngine:
     asked. `delay_s` is the pause before each token.
     """
 
-    weights_version = 0
-
     def __init__(
         self,
         tokenizer: Tokenizer,

@@ -51,6 +51,17 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What a reply must look like, whatever the model would rather say.
+
+    `kind` names the language of `source`: a JSON schema as JSON text, or xgrammar's structural tag.
+    """
+
+    kind: Literal["json_schema", "structural_tag"]
+    source: str
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How to draw tokens. The defaults change nothing about the model's distribution.
 
@@ -61,6 +72,8 @@ class SamplingParams:
     prompt or the reply already holds (Keskar et al. 2019, CTRL); `presence_penalty` and
     `frequency_penalty` look at the reply alone, as OpenAI defines them.
     `n` asks for that many independent replies to one prompt.
+    `prompt_logprobs` reports the prompt's own tokens as `logprobs` does the reply's, None for no report.
+    `deterministic` gives the same ids and bit-identical log-probabilities whoever else is served.
     """
 
     temperature: float = 1.0
@@ -76,7 +89,10 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
+    grammar: Grammar | None = None
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,10 @@ class Completion:
     """What a model answered: the exact ids it saw, the exact ids it sampled, and their meaning.
 
     `token_ids` ends with the end-of-sequence id when the model ended its turn.
-    `finish_reason` is "length" whenever `max_tokens` or the context cut the reply, also inside a call.
+    `finish_reason` is "length" whenever `max_tokens` or the context cut the reply, also inside a call, and
+    "abort" when the server stopped before the reply was complete.
+    `prompt_logprobs` is empty unless they were asked for; the first token has none, as nothing precedes it.
+    `weights_version` is that of the oldest weights that drew a token of the reply.
     """
 
     message: Message
@@ -107,6 +126,7 @@ class Completion:
     finish_reason: FinishReason
     num_cached_tokens: int = 0
     weights_version: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
 
 class TokensDoNotExtend(ValueError):

@@ -184,7 +184,7 @@ class Engine:
         finish_reason = self._finish_reason(sequence, token.token_id)
         if finish_reason is not None:
             self.scheduler.remove(sequence)
-        self._report(sequence, Sampled(token, finish_reason))
+        self._report(sequence, Sampled(token, finish_reason, weights_version=self.weights_version))
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         sampling = sequence.sampling

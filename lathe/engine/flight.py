@@ -20,7 +20,6 @@ class TokenSource(Protocol):
 
     max_context: int
     eos_token_ids: frozenset[int]
-    weights_version: int
 
     def submit(
         self, prompt_token_ids: tuple[int, ...], sampling: SamplingParams, report: Callable[[Sampled], None]
@@ -66,7 +65,6 @@ class Flight:
                         prompt_token_ids=prompt,
                         eos_token_ids=engine.eos_token_ids,
                         parser=ToolCallParser(tools, dialect) if dialect else None,
-                        weights_version=engine.weights_version,
                     )
                 )
                 seed = None if sampling.seed is None else sampling.seed + copy
@@ -95,8 +93,7 @@ class Flight:
         if sampled.error is not None:
             # Each reply gets an error of its own: one shared by all would collect a traceback from each.
             raise StepFailed(f"a step of the engine failed: {sampled.error!r}")
-        assert sampled.token is not None, "a report without an error carries a token"
-        chunk = reply.push(sampled.token, sampled.finish_reason)
+        chunk = reply.push(sampled)
         if chunk.completion is not None and sampled.finish_reason is None:
             self._engine.cancel(self._sequences[number])
         return chunk

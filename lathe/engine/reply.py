@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lathe.engine.sequence import Sampled
 from lathe.text.tokenizer import StreamDecoder, Tokenizer
 from lathe.text.tool_calls import CallFinished, Content, Event, ToolCallParser
 from lathe.types import Completion, FinishReason, Message, SamplingParams, TokenLogprob, ToolCall
@@ -73,7 +74,6 @@ class Reply:
         prompt_token_ids: tuple[int, ...],
         eos_token_ids: frozenset[int],
         parser: ToolCallParser | None,
-        weights_version: int,
     ):
         self.index = index
         self.ended = False
@@ -83,17 +83,21 @@ class Reply:
         self._decoder = StreamDecoder(tokenizer, skip_special=True)
         self._stops = StopStrings(sampling.stop)
         self._parser = parser
-        self._weights_version = weights_version
+        self._first: Sampled | None = None
         self._logprobs: list[TokenLogprob] = []
         self._content: list[str] = []
         self._calls: list[ToolCall] = []
 
-    def push(self, token: TokenLogprob, finish_reason: FinishReason | None) -> Chunk:
+    def push(self, sampled: Sampled) -> Chunk:
         """Takes the next token. The chunk has a completion when the reply ends with it, for the engine's
         reason or because a stop string is complete."""
-        self._logprobs.append(token)
-        is_end_mark = finish_reason == "stop" and token.token_id in self._hidden_ids
-        text = "" if is_end_mark else self._decoder.push(token.token_id)
+        self._first = self._first or sampled
+        token, finish_reason = sampled.token, sampled.finish_reason
+        text = ""
+        if token is not None:
+            self._logprobs.append(token)
+            is_end_mark = finish_reason == "stop" and token.token_id in self._hidden_ids
+            text = "" if is_end_mark else self._decoder.push(token.token_id)
         if finish_reason is not None:
             text += self._decoder.finish()
         text = self._stops.feed(text)
@@ -103,7 +107,7 @@ class Reply:
             text += self._stops.finish()
         events = self._events(text, finish_reason)
         completion = None if finish_reason is None else self._complete(finish_reason)
-        return Chunk(self.index, tuple(events), (token,), completion)
+        return Chunk(self.index, tuple(events), () if token is None else (token,), completion)
 
     def _events(self, text: str, finish_reason: FinishReason | None) -> list[Event]:
         if self._parser is None:
@@ -120,6 +124,7 @@ class Reply:
         return events
 
     def _complete(self, finish_reason: FinishReason) -> Completion:
+        assert self._first is not None, "a reply ends with a report"
         self.ended = True
         if finish_reason == "stop" and self._calls:
             finish_reason = "tool_calls"
@@ -129,5 +134,7 @@ class Reply:
             token_ids=tuple(entry.token_id for entry in self._logprobs),
             logprobs=tuple(self._logprobs),
             finish_reason=finish_reason,
-            weights_version=self._weights_version,
+            num_cached_tokens=self._first.num_cached_tokens,
+            weights_version=self._first.weights_version,
+            prompt_logprobs=self._first.prompt_logprobs,
         )

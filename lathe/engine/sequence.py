@@ -15,11 +15,18 @@ from lathe.types import FinishReason, SamplingParams, TokenLogprob
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the engine reports after a step: a token, why the reply ended, or what went wrong."""
+    """What the engine reports after a step: a token, why the reply ended, or what went wrong.
+
+    A reply that is ended from outside ("abort") has a reason and no token. `num_cached_tokens` is how many of
+    the prompt's tokens were not computed for this reply; `prompt_logprobs` comes with the first token.
+    """
 
     token: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
+    num_cached_tokens: int = 0
+    weights_version: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
     @property
     def is_last(self) -> bool:

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 import lathe
 from lathe.engine.llm import LLM
 from lathe.server import chat, errors
-from lathe.server.chat_schema import ChatCompletion, ChatRequest, ErrorReply, Health, ModelList, ServedModel
+from lathe.server.chat_schema import ErrorReply, Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
-from lathe.server.streaming import ClientGone, EventStream, while_connected
-
-log = logging.getLogger(__name__)
+from lathe.server.service import Service
 
 MAX_BODY_BYTES = 64 * 2**20
-
-NOT_A_REQUEST: dict[int | str, dict[str, Any]] = {
-    400: {
-        "model": ErrorReply,
-        "description": "The request is wrong, too long, or asks for what is not served",
-    },
-    413: {"model": ErrorReply, "description": "The body is larger than the server's limit"},
-    503: {"model": ErrorReply, "description": "The server stopped before the reply was complete"},
-}
-EVENT = {
-    "type": "object",
-    "required": ["data"],
-    "properties": {"data": {"type": "string", "description": "a chat.completion.chunk, an error, or [DONE]"}},
-}
-CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": ChatCompletion,
-        "description": "The whole reply, or its server-sent events when stream is true",
-        "content": {"text/event-stream": {"schema": EVENT}},
-    },
-    **NOT_A_REQUEST,
-}
 
 
 def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
@@ -54,7 +28,7 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
         redoc_url=None,
     )
     app.router.route_class = SoundRoute
-    started = int(time.time())
+    service = Service(llm)
 
     @app.get("/health", response_model=Health)
     async def health() -> Response:
@@ -64,28 +38,17 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
     @app.get("/v1/models", response_model=ModelList)
     async def list_models() -> Response:
         """The served model, and the context that its cache gives."""
-        return json_response({"object": "list", "data": [describe_model(llm, started)]})
+        return json_response({"object": "list", "data": [describe_model(service)]})
 
     @app.get("/v1/models/{model_id:path}", response_model=ServedModel, responses={404: {"model": ErrorReply}})
     async def get_model(model_id: str) -> Response:
         """The same, for a client that asks by name."""
-        if model_id == llm.model_id:
-            return json_response(describe_model(llm, started))
-        message = f"There is no model {model_id!a} here; this server has {llm.model_id}."
+        if model_id == service.model_id:
+            return json_response(describe_model(service))
+        message = f"There is no model {model_id!a} here; this server has {service.model_id}."
         return json_response(errors.error_body(message, param="model", code="model_not_found"), 404)
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=CHAT_RESPONSES)
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        """A reply to a conversation: whole, or streamed when stream is true."""
-        turn = await chat.read(body, llm)
-        if turn.stream:
-            return EventStream(chat.stream_reply(turn, llm))
-        try:
-            return json_response(await while_connected(request.receive, chat.whole_reply(turn, llm)))
-        except ClientGone:
-            log.info("a client left before its reply was complete")
-            return Response(status_code=499)  # nobody reads it; nginx's number for this
-
+    chat.install(app, service)
     errors.install(app)
     app.add_middleware(LimitBody, max_bytes=max_body_bytes)
     if api_key is not None:
@@ -96,13 +59,13 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
     return app
 
 
-def describe_model(llm: LLM, created: int) -> dict[str, Any]:
+def describe_model(service: Service) -> dict[str, Any]:
     return {
-        "id": llm.model_id,
+        "id": service.model_id,
         "object": "model",
-        "created": created,
+        "created": service.started,
         "owned_by": "lathe",
-        "max_model_len": llm.max_context,
+        "max_model_len": service.llm.max_context,
     }
 
 

@@ -5,19 +5,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lathe.engine.llm import LLM, Chunk
-from lathe.server.chat_schema import ChatRequest, ContentPart, RequestedCall, RequestMessage, RequestTool
+from fastapi import FastAPI, Request, Response
+
+from lathe.engine.llm import Chunk
+from lathe.server.chat_schema import (
+    ChatCompletion,
+    ChatRequest,
+    ContentPart,
+    RequestedCall,
+    RequestMessage,
+    RequestTool,
+)
 from lathe.server.errors import BadRequest, describe
-from lathe.server.streaming import DONE, sse
+from lathe.server.service import Service, Turn, num_sampled
+from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
 from lathe.text import tool_calls
 from lathe.text.tokenizer import Tokenizer
 from lathe.text.tool_arguments import json_text
@@ -41,24 +49,39 @@ RENDERED_BY_US = ("messages", "tools", "add_generation_prompt", "tokenizer", "se
 
 
 @dataclass(frozen=True)
-class ChatTurn:
-    """One request, understood; with what its reply's envelope needs."""
+class ChatReply:
+    """What a reply's envelope needs beside the turn."""
 
-    prompt_token_ids: tuple[int, ...]
-    tools: tuple[Tool, ...]
-    sampling: SamplingParams
+    turn: Turn
     model_id: str
-    stream: bool
     include_usage: bool
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.turn.sampling
+
+
+def install(app: FastAPI, service: Service) -> None:
+    """Add the dialect's routes."""
+
+    @app.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses=reply_or_events(ChatCompletion, "a chat.completion.chunk, an error, or [DONE]"),
+    )
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """A reply to a conversation: whole, or streamed when stream is true."""
+        reply = await read(body, service)
+        if body.stream:
+            return EventStream(stream_reply(reply, service))
+        return await answer(request, whole_reply(reply, service))
 
 
 # From JSON to nouns
 
 
-async def read(request: ChatRequest, llm: LLM) -> ChatTurn:
+async def read(request: ChatRequest, service: Service) -> ChatReply:
     """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
     trajectory = Trajectory(
@@ -66,15 +89,10 @@ async def read(request: ChatRequest, llm: LLM) -> ChatTurn:
         tools=read_tools(request),
         template_kwargs=read_template_kwargs(request),
     )
-    # All that can be wrong with the prompt is found now, while a status can still say so. In a thread:
-    # 200,000 tokens take a second to encode, and other clients' events would wait.
-    prompt = await asyncio.to_thread(llm.encode, trajectory)
-    return ChatTurn(
-        prompt_token_ids=prompt,
-        tools=trajectory.tools,
-        sampling=read_sampling(request, llm.default_sampling),
-        model_id=llm.model_id,
-        stream=bool(request.stream),
+    sampling = read_sampling(request, service.llm.default_sampling)
+    return ChatReply(
+        turn=await service.prepare("chat", trajectory, sampling),
+        model_id=service.model_id,
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
 
@@ -187,27 +205,22 @@ def read_sampling(request: ChatRequest, default: SamplingParams) -> SamplingPara
 # From the engine's chunks to JSON
 
 
-def open_stream(turn: ChatTurn, llm: LLM) -> AsyncGenerator[Chunk, None]:
-    return llm.stream_tokens(turn.prompt_token_ids, turn.sampling, tools=turn.tools)
-
-
-async def whole_reply(turn: ChatTurn, llm: LLM) -> dict[str, Any]:
+async def whole_reply(reply: ChatReply, service: Service) -> dict[str, Any]:
     """The chat.completion object. Cancelling it closes the engine's stream."""
-    completions: dict[int, Completion] = {}
-    async with aclosing(open_stream(turn, llm)) as chunks:
-        async for chunk in chunks:
-            if chunk.completion is not None:
-                completions[chunk.index] = chunk.completion
-    ordered = [completions[index] for index in sorted(completions)]
-    log_turn(turn, ordered)
+    completions = await service.complete(reply.turn)
+    tokenizer = service.llm.tokenizer
     return {
-        **envelope(turn, "chat.completion"),
-        "choices": [whole_choice(turn, llm.tokenizer, i, completion) for i, completion in enumerate(ordered)],
-        "usage": usage(ordered),
+        **envelope(reply, "chat.completion"),
+        "choices": [
+            whole_choice(reply, tokenizer, i, completion) for i, completion in enumerate(completions)
+        ],
+        "usage": usage(completions),
     }
 
 
-def whole_choice(turn: ChatTurn, tokenizer: Tokenizer, index: int, completion: Completion) -> dict[str, Any]:
+def whole_choice(
+    reply: ChatReply, tokenizer: Tokenizer, index: int, completion: Completion
+) -> dict[str, Any]:
     calls = completion.message.tool_calls
     message: dict[str, Any] = {"role": "assistant", "content": completion.message.content}
     if calls:
@@ -220,30 +233,29 @@ def whole_choice(turn: ChatTurn, tokenizer: Tokenizer, index: int, completion: C
             }
             for call in calls
         ]
-    entries = spoken(turn, completion.logprobs, tokenizer, completion)
+    entries = spoken(reply, completion.logprobs, tokenizer, completion)
     return {
         "index": index,
         "message": message,
-        "logprobs": logprobs_json(entries, tokenizer) if turn.sampling.logprobs is not None else None,
+        "logprobs": logprobs_json(entries, tokenizer) if reply.sampling.logprobs is not None else None,
         "finish_reason": completion.finish_reason,
     }
 
 
-async def stream_reply(turn: ChatTurn, llm: LLM) -> AsyncGenerator[bytes, None]:
+async def stream_reply(reply: ChatReply, service: Service) -> AsyncGenerator[bytes, None]:
     """Server-sent events: deltas, perhaps the usage, [DONE]. An error ends the stream with its own event."""
     completions: list[Completion] = []
     try:
-        for index in range(turn.sampling.n):
-            yield sse(delta_chunk(turn, index, {"role": "assistant", "content": ""}))
-        async with aclosing(open_stream(turn, llm)) as chunks:
+        for index in range(reply.sampling.n):
+            yield sse(delta_chunk(reply, index, {"role": "assistant", "content": ""}))
+        async with aclosing(service.stream(reply.turn)) as chunks:
             async for chunk in chunks:
-                for payload in chunk_payloads(turn, llm.tokenizer, chunk):
+                for payload in chunk_payloads(reply, service.llm.tokenizer, chunk):
                     yield sse(payload)
                 if chunk.completion is not None:
                     completions.append(chunk.completion)
-        log_turn(turn, completions)
-        if turn.include_usage:
-            payload = {**envelope(turn, "chat.completion.chunk"), "choices": [], "usage": usage(completions)}
+        if reply.include_usage:
+            payload = {**envelope(reply, "chat.completion.chunk"), "choices": [], "usage": usage(completions)}
             yield sse(payload)
         yield DONE
     except Exception as error:
@@ -254,35 +266,19 @@ async def stream_reply(turn: ChatTurn, llm: LLM) -> AsyncGenerator[bytes, None]:
         yield sse(body)
 
 
-def log_turn(turn: ChatTurn, completions: Sequence[Completion]) -> None:
-    """One line a request: what it cost, and how it ended."""
-    count = usage(completions)
-    reasons = ",".join(dict.fromkeys(completion.finish_reason for completion in completions))
-    seconds = time.monotonic() - turn.started
-    log.info(
-        "chat  prompt %d (%d cached)  reply %d  %s  %.1f s  %.1f tok/s",
-        count["prompt_tokens"],
-        completions[0].num_cached_tokens,
-        count["completion_tokens"],
-        reasons,
-        seconds,
-        count["completion_tokens"] / max(seconds, 1e-9),
-    )
-
-
-def chunk_payloads(turn: ChatTurn, tokenizer: Tokenizer, chunk: Chunk) -> list[dict[str, Any]]:
+def chunk_payloads(reply: ChatReply, tokenizer: Tokenizer, chunk: Chunk) -> list[dict[str, Any]]:
     """A chunk's deltas, one for each event. Its log-probabilities go with the first of them."""
     deltas = [delta for event in chunk.events if (delta := event_delta(event)) is not None]
     entries: Sequence[TokenLogprob] = ()
-    if turn.sampling.logprobs is not None:
-        entries = spoken(turn, chunk.logprobs, tokenizer, chunk.completion)
+    if reply.sampling.logprobs is not None:
+        entries = spoken(reply, chunk.logprobs, tokenizer, chunk.completion)
     if entries and not deltas:
         deltas = [{"content": ""}]  # a token that gave no text yet: half a character, or the start of a tag
-    payloads = [delta_chunk(turn, chunk.index, delta) for delta in deltas]
+    payloads = [delta_chunk(reply, chunk.index, delta) for delta in deltas]
     if entries:
         payloads[0]["choices"][0]["logprobs"] = logprobs_json(entries, tokenizer)
     if chunk.completion is not None:
-        payloads.append(delta_chunk(turn, chunk.index, {}, chunk.completion.finish_reason))
+        payloads.append(delta_chunk(reply, chunk.index, {}, chunk.completion.finish_reason))
     return payloads
 
 
@@ -300,34 +296,34 @@ def event_delta(event: tool_calls.Event) -> dict[str, Any] | None:
 
 
 def delta_chunk(
-    turn: ChatTurn, index: int, delta: dict[str, Any], finish_reason: str | None = None
+    reply: ChatReply, index: int, delta: dict[str, Any], finish_reason: str | None = None
 ) -> dict[str, Any]:
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-    return {**envelope(turn, "chat.completion.chunk"), "choices": [choice]}
+    return {**envelope(reply, "chat.completion.chunk"), "choices": [choice]}
 
 
-def envelope(turn: ChatTurn, kind: str) -> dict[str, Any]:
-    return {"id": turn.id, "object": kind, "created": turn.created, "model": turn.model_id}
+def envelope(reply: ChatReply, kind: str) -> dict[str, Any]:
+    return {"id": reply.id, "object": kind, "created": reply.turn.created, "model": reply.model_id}
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, Any]:
     """The prompt is counted once, however many replies it got."""
     num_prompt = len(completions[0].prompt_token_ids)
-    num_sampled = sum(len(completion.token_ids) for completion in completions)
+    count = num_sampled(completions)
     return {
         "prompt_tokens": num_prompt,
-        "completion_tokens": num_sampled,
-        "total_tokens": num_prompt + num_sampled,
+        "completion_tokens": count,
+        "total_tokens": num_prompt + count,
         "prompt_tokens_details": {"cached_tokens": completions[0].num_cached_tokens},
     }
 
 
 def spoken(
-    turn: ChatTurn, entries: Sequence[TokenLogprob], tokenizer: Tokenizer, completion: Completion | None
+    reply: ChatReply, entries: Sequence[TokenLogprob], tokenizer: Tokenizer, completion: Completion | None
 ) -> Sequence[TokenLogprob]:
     """The entries without the control or stop token that ended the turn: it is no part of the content."""
     ended = completion is not None and completion.finish_reason in ("stop", "tool_calls")
-    end_marks = (*tokenizer.special_tokens.values(), *turn.sampling.stop_token_ids)
+    end_marks = (*tokenizer.special_tokens.values(), *reply.sampling.stop_token_ids)
     return entries[:-1] if ended and entries and entries[-1].token_id in end_marks else entries
 
 

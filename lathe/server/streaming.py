@@ -8,16 +8,40 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from fastapi import Response
+from fastapi import Request, Response
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from lathe.server.errors import encode_json
+from lathe.server.chat_schema import ErrorReply
+from lathe.server.errors import encode_json, json_response
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {
+        "model": ErrorReply,
+        "description": "The request is wrong, too long, or asks for what is not served",
+    },
+    413: {"model": ErrorReply, "description": "The body is larger than the server's limit"},
+    503: {"model": ErrorReply, "description": "The server stopped before the reply was complete"},
+}
+
+
+def reply_or_events(whole: type[BaseModel], event: str) -> dict[int | str, dict[str, Any]]:
+    """What a route that can stream answers, for the OpenAPI document."""
+    data = {"type": "string", "description": event}
+    schema = {"type": "object", "required": ["data"], "properties": {"data": data}}
+    streamed = {
+        "model": whole,
+        "description": "The whole reply, or its server-sent events when stream is true",
+        "content": {"text/event-stream": {"schema": schema}},
+    }
+    return {200: streamed, **REFUSALS}
 
 
 class ClientGone(Exception):
@@ -45,6 +69,15 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
         # Only when the cancelled work has unwound are its pages free; wait for that.
         await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def answer(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
+    """The JSON that `work` gives, or nothing when the client has left before."""
+    try:
+        return json_response(await while_connected(request.receive, work))
+    except ClientGone:
+        log.info("a client left before its reply was complete")
+        return Response(status_code=499)  # nobody reads it; nginx's number for this
 
 
 async def _disconnected(receive: Receive) -> None:

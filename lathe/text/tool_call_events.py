@@ -20,6 +20,13 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """What a thinking model writes before its answer; no part of the content."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class CallStarted:
     """A call begins. `index` counts the calls of one reply from 0; `id` is unique in the world."""
 
@@ -44,7 +51,7 @@ class CallFinished:
     call: ToolCall
 
 
-Event = Content | CallStarted | ArgumentText | CallFinished
+Event = Content | Reasoning | CallStarted | ArgumentText | CallFinished
 
 
 def join_neighbours(events: Iterable[Event]) -> list[Event]:

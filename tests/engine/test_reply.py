@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lathe.engine.reply import Reply, StopStrings
+from lathe.engine.sequence import Sampled
 from lathe.testing import tiny_tokenizer
 from lathe.text.tool_calls import ToolCallParser
 from lathe.types import SamplingParams, TokenLogprob, Tool
@@ -22,12 +23,13 @@ def read(text, *, tools=(), end=True, last="stop", **options):
         prompt_token_ids=(1, 2),
         eos_token_ids=frozenset({END}),
         parser=ToolCallParser(tools, "qwen3_coder") if tools else None,
-        weights_version=0,
     )
     ids = TOKENIZER.encode(text, allow_special=True) + [END] * end
     chunks = []
     for place, token_id in enumerate(ids):
-        chunks.append(reply.push(TokenLogprob(token_id, -0.5), last if place + 1 == len(ids) else None))
+        chunks.append(
+            reply.push(Sampled(TokenLogprob(token_id, -0.5), last if place + 1 == len(ids) else None))
+        )
         if reply.ended:
             break
     return chunks, ids

@@ -1,0 +1,98 @@
+"""Between the dialects and the model: what every request passes, whatever JSON it came in.
+
+A dialect reads its JSON into a `Trajectory` and `SamplingParams` and calls `prepare`; then it writes what
+`stream` or `complete` give it as its own JSON. Logs, records and measurements live here, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from lathe.engine.llm import LLM, Chunk
+from lathe.types import Completion, SamplingParams, Trajectory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request, understood: what the model reads, and how its reply is drawn.
+
+    A raw completion has a trajectory without messages. `dialect` is the word for logs and metrics.
+    """
+
+    dialect: str
+    trajectory: Trajectory
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    started: float = field(default_factory=time.monotonic)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Service:
+    """One served model, as the dialects ask it."""
+
+    def __init__(self, llm: LLM):
+        self.llm = llm
+        self.started = int(time.time())
+
+    @property
+    def model_id(self) -> str:
+        """The name that replies carry."""
+        return self.llm.model_id
+
+    async def prepare(self, dialect: str, trajectory: Trajectory, sampling: SamplingParams) -> Turn:
+        """The turn of a conversation. Raises TemplateError or PromptTooLong.
+
+        All that can be wrong with a prompt is found here, while a status can still say so. In a thread:
+        200,000 tokens take a second to encode, and other clients' events would wait.
+        """
+        prompt = await asyncio.to_thread(self.llm.encode, trajectory)
+        return Turn(dialect, trajectory, prompt, sampling)
+
+    async def stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
+        """The reply's chunks, of all `n`, as they are sampled. Closing the iterator ends the reply."""
+        completions: list[Completion] = []
+        chunks = self.llm.stream_tokens(turn.prompt_token_ids, turn.sampling, tools=turn.trajectory.tools)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if chunk.completion is not None:
+                    completions.append(chunk.completion)
+                yield chunk
+        log_turn(turn, completions)
+
+    async def complete(self, turn: Turn) -> list[Completion]:
+        """The whole replies, in the order of their numbers."""
+        completions: dict[int, Completion] = {}
+        async with aclosing(self.stream(turn)) as chunks:
+            async for chunk in chunks:
+                if chunk.completion is not None:
+                    completions[chunk.index] = chunk.completion
+        return [completions[index] for index in sorted(completions)]
+
+
+def num_sampled(completions: Sequence[Completion]) -> int:
+    """Tokens of all replies together. The prompt's are counted once, however many replies it got."""
+    return sum(len(completion.token_ids) for completion in completions)
+
+
+def log_turn(turn: Turn, completions: Sequence[Completion]) -> None:
+    """One line a request: what it cost, and how it ended."""
+    count = num_sampled(completions)
+    reasons = ",".join(dict.fromkeys(completion.finish_reason for completion in completions))
+    seconds = time.monotonic() - turn.started
+    log.info(
+        "%s  prompt %d (%d cached)  reply %d  %s  %.1f s  %.1f tok/s",
+        turn.dialect,
+        len(turn.prompt_token_ids),
+        completions[0].num_cached_tokens,
+        count,
+        reasons,
+        seconds,
+        count / max(seconds, 1e-9),
+    )
