@@ -10,10 +10,11 @@ from fastapi.openapi.utils import get_openapi
 import lathe
 from lathe.engine.llm import LLM
 from lathe.server import chat, errors
-from lathe.server.chat_schema import ErrorReply, Health, ModelList, ServedModel
+from lathe.server.chat_schema import Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
 from lathe.server.service import Service
+from lathe.server.wire import ErrorReply
 
 MAX_BODY_BYTES = 64 * 2**20
 

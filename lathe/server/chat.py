@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,12 +17,14 @@ from lathe.engine.llm import Chunk
 from lathe.server.chat_schema import (
     ChatCompletion,
     ChatRequest,
-    ContentPart,
     RequestedCall,
     RequestMessage,
     RequestTool,
 )
-from lathe.server.errors import BadRequest, describe
+from lathe.server.content import read_content
+from lathe.server.errors import BadRequest, describe_late
+from lathe.server.logprobs import entries_json, spoken
+from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn, num_sampled
 from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
 from lathe.text import tool_calls
@@ -31,20 +32,6 @@ from lathe.text.tokenizer import Tokenizer
 from lathe.text.tool_arguments import json_text
 from lathe.types import Completion, Message, SamplingParams, TokenLogprob, Tool, ToolCall, Trajectory
 
-log = logging.getLogger(__name__)
-
-TEXT_PARTS = ("text", "input_text", "output_text")
-SAME_NAME = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "ignore_eos",
-    "n",
-)
 RENDERED_BY_US = ("messages", "tools", "add_generation_prompt", "tokenizer", "self")
 
 
@@ -89,7 +76,7 @@ async def read(request: ChatRequest, service: Service) -> ChatReply:
         tools=read_tools(request),
         template_kwargs=read_template_kwargs(request),
     )
-    sampling = read_sampling(request, service.llm.default_sampling)
+    sampling = read_chat_sampling(request, service.llm.default_sampling)
     return ChatReply(
         turn=await service.prepare("chat", trajectory, sampling),
         model_id=service.model_id,
@@ -126,24 +113,6 @@ def read_message(message: RequestMessage, position: int) -> Message:
         name=message.name,
         reasoning=message.reasoning_content,
     )
-
-
-def read_content(content: str | list[ContentPart] | None, where: str) -> str:
-    """Parts become lines of one text, as vLLM joins them."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(read_part(part, f"{where}.{i}") for i, part in enumerate(content))
-
-
-def read_part(part: ContentPart, where: str) -> str:
-    if part.type in TEXT_PARTS and part.text is not None:
-        return part.text
-    if part.type == "refusal" and part.refusal is not None:
-        return part.refusal
-    if part.type in (*TEXT_PARTS, "refusal"):
-        raise BadRequest(f"{where}: a part of type {part.type} needs a text.", param=where)
-    message = f"{where}: this model reads text, and can't read a part of type {part.type!a}."
-    raise BadRequest(message, param=where, code="unsupported_content")
 
 
 def read_call(call: RequestedCall) -> ToolCall:
@@ -183,23 +152,14 @@ def read_template_kwargs(request: ChatRequest) -> dict[str, Any]:
     return given
 
 
-def read_sampling(request: ChatRequest, default: SamplingParams) -> SamplingParams:
-    """The checkpoint's own defaults, changed by what the client sent.
-
-    max_tokens is an upper limit: agents ask for 32,000 whatever the context is, and get what is left of it.
-    """
-    changes: dict[str, Any] = {name: getattr(request, name) for name in SAME_NAME}
-    changes["max_tokens"] = request.max_completion_tokens or request.max_tokens
-    if request.top_k is not None:
-        changes["top_k"] = max(request.top_k, 0)  # -1 is vLLM's word for off
-    if request.stop is not None:
-        stop = [request.stop] if isinstance(request.stop, str) else request.stop
-        changes["stop"] = tuple(text for text in stop if text)  # some clients send "" for none
-    if request.stop_token_ids is not None:
-        changes["stop_token_ids"] = tuple(request.stop_token_ids)
-    if request.logprobs:
-        changes["logprobs"] = request.top_logprobs or 0
-    return replace(default, **{name: value for name, value in changes.items() if value is not None})
+def read_chat_sampling(request: ChatRequest, default: SamplingParams) -> SamplingParams:
+    return read_sampling(
+        request,
+        default,
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        n=request.n,
+    )
 
 
 # From the engine's chunks to JSON
@@ -233,11 +193,13 @@ def whole_choice(
             }
             for call in calls
         ]
-    entries = spoken(reply, completion.logprobs, tokenizer, completion)
+    entries = spoken(completion.logprobs, reply.sampling, tokenizer, completion)
     return {
         "index": index,
         "message": message,
-        "logprobs": logprobs_json(entries, tokenizer) if reply.sampling.logprobs is not None else None,
+        "logprobs": {"content": entries_json(entries, tokenizer)}
+        if reply.sampling.logprobs is not None
+        else None,
         "finish_reason": completion.finish_reason,
     }
 
@@ -259,11 +221,7 @@ async def stream_reply(reply: ChatReply, service: Service) -> AsyncGenerator[byt
             yield sse(payload)
         yield DONE
     except Exception as error:
-        # The status line has left long ago; this is the boundary where a stream's errors are told.
-        status, body = describe(error)
-        if status >= 500:
-            log.exception("a streamed reply failed")
-        yield sse(body)
+        yield sse(describe_late(error))
 
 
 def chunk_payloads(reply: ChatReply, tokenizer: Tokenizer, chunk: Chunk) -> list[dict[str, Any]]:
@@ -271,12 +229,12 @@ def chunk_payloads(reply: ChatReply, tokenizer: Tokenizer, chunk: Chunk) -> list
     deltas = [delta for event in chunk.events if (delta := event_delta(event)) is not None]
     entries: Sequence[TokenLogprob] = ()
     if reply.sampling.logprobs is not None:
-        entries = spoken(reply, chunk.logprobs, tokenizer, chunk.completion)
+        entries = spoken(chunk.logprobs, reply.sampling, tokenizer, chunk.completion)
     if entries and not deltas:
         deltas = [{"content": ""}]  # a token that gave no text yet: half a character, or the start of a tag
     payloads = [delta_chunk(reply, chunk.index, delta) for delta in deltas]
     if entries:
-        payloads[0]["choices"][0]["logprobs"] = logprobs_json(entries, tokenizer)
+        payloads[0]["choices"][0]["logprobs"] = {"content": entries_json(entries, tokenizer)}
     if chunk.completion is not None:
         payloads.append(delta_chunk(reply, chunk.index, {}, chunk.completion.finish_reason))
     return payloads
@@ -316,30 +274,3 @@ def usage(completions: Sequence[Completion]) -> dict[str, Any]:
         "total_tokens": num_prompt + count,
         "prompt_tokens_details": {"cached_tokens": completions[0].num_cached_tokens},
     }
-
-
-def spoken(
-    reply: ChatReply, entries: Sequence[TokenLogprob], tokenizer: Tokenizer, completion: Completion | None
-) -> Sequence[TokenLogprob]:
-    """The entries without the control or stop token that ended the turn: it is no part of the content."""
-    ended = completion is not None and completion.finish_reason in ("stop", "tool_calls")
-    end_marks = (*tokenizer.special_tokens.values(), *reply.sampling.stop_token_ids)
-    return entries[:-1] if ended and entries and entries[-1].token_id in end_marks else entries
-
-
-def logprobs_json(entries: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "content": [
-            {
-                **token_json(tokenizer, entry.token_id, entry.logprob),
-                "top_logprobs": [token_json(tokenizer, token_id, logprob) for token_id, logprob in entry.top],
-            }
-            for entry in entries
-        ]
-    }
-
-
-def token_json(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    raw = tokenizer.token_bytes(token_id)
-    # JSON has no infinity; -9999 is what OpenAI and vLLM write for a token that could not be drawn.
-    return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}

@@ -7,27 +7,15 @@ OpenAPI document, and the tests hold the replies against them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from lathe.server.content import ContentPart
+from lathe.server.sampling import SamplingFields
+from lathe.server.wire import Wire
 
 MAX_N = 128
-
-Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
-
-class Wire(BaseModel):
-    # Strict: "0.7" is no number and true no count. Finite: Python's JSON reader lets NaN through.
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
-class ContentPart(Wire):
-    """One part of a message's content. This model reads text; pictures and sound are refused."""
-
-    type: str = Field(description="text (or refusal, in an assistant's turn)")
-    text: str | None = None
-    refusal: str | None = None
 
 
 class FunctionCall(Wire):
@@ -78,7 +66,7 @@ class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
-class ChatRequest(Wire):
+class ChatRequest(SamplingFields):
     """Sampling parameters that are left out, or null, take the checkpoint's own defaults."""
 
     messages: list[RequestMessage] = Field(min_length=1)
@@ -88,20 +76,8 @@ class ChatRequest(Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 or -1: off")
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: Seed | None = None
-
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1, description="more than the context has left means: all of it")
-    stop: str | list[str] | None = None
-    stop_token_ids: list[TokenId] | None = None
-    ignore_eos: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     n: int | None = Field(None, ge=1, le=MAX_N)
@@ -167,17 +143,6 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
-
-
-class Error(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorReply(BaseModel):
-    error: Error
 
 
 class ServedModel(BaseModel):

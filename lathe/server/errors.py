@@ -62,6 +62,15 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, error_body(message, "server_error", code="internal_error")
 
 
+def describe_late(error: Exception) -> dict[str, Any]:
+    """The body of an error that ends a stream: its status line has left long ago, so that only the log can
+    take the traceback."""
+    status, body = describe(error)
+    if status >= 500:
+        log.error("a streamed reply failed", exc_info=error)
+    return body
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app leave it in OpenAI's shape."""
 

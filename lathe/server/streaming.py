@@ -12,8 +12,8 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from lathe.server.chat_schema import ErrorReply
 from lathe.server.errors import encode_json, json_response
+from lathe.server.wire import ErrorReply
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,10 @@ class ClientGone(Exception):
     """The client closed its connection before it had its answer."""
 
 
-def sse(payload: Any) -> bytes:
-    return b"data: " + encode_json(payload) + b"\n\n"
+def sse(payload: Any, event: str | None = None) -> bytes:
+    """One server-sent event. `event` is its name, in the dialects that name them."""
+    name = b"" if event is None else b"event: " + event.encode() + b"\n"
+    return name + b"data: " + encode_json(payload) + b"\n\n"
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
