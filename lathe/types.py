@@ -117,6 +117,7 @@ class Completion:
     "abort" when the server stopped before the reply was complete.
     `prompt_logprobs` is empty unless they were asked for; the first token has none, as nothing precedes it.
     `weights_version` is that of the oldest weights that drew a token of the reply.
+    `stop_string` is the one of `SamplingParams.stop` that ended the reply, None when something else did.
     """
 
     message: Message
@@ -127,6 +128,7 @@ class Completion:
     num_cached_tokens: int = 0
     weights_version: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    stop_string: str | None = None
 
 
 class TokensDoNotExtend(ValueError):

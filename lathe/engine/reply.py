@@ -16,12 +16,16 @@ from lathe.types import Completion, FinishReason, Message, SamplingParams, Token
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only."""
+    """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only.
+
+    `num_cached_tokens` counts the prompt's, as the completion does, and is known from the first piece on.
+    """
 
     index: int
     events: tuple[Event, ...]
     logprobs: tuple[TokenLogprob, ...]
     completion: Completion | None = None
+    num_cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -29,11 +33,14 @@ class Chunk:
 
 
 class StopStrings:
-    """Finds the first stop string in text that arrives in pieces, and holds back what may begin one."""
+    """Finds the first stop string in text that arrives in pieces, and holds back what may begin one.
+
+    `found` is that string, None before.
+    """
 
     def __init__(self, stops: tuple[str, ...]):
         self.stops = tuple(stop for stop in stops if stop)
-        self.found = False
+        self.found: str | None = None
         self._held = ""
 
     def feed(self, text: str) -> str:
@@ -41,11 +48,12 @@ class StopStrings:
         if self.found or not self.stops:
             return "" if self.found else text
         held = self._held + text
-        places = [place for stop in self.stops if (place := held.find(stop)) >= 0]
+        places = [(place, len(stop)) for stop in self.stops if (place := held.find(stop)) >= 0]
         if places:
-            self.found = True
+            place, size = min(places)
+            self.found = held[place : place + size]
             self._held = ""
-            return held[: min(places)]
+            return held[:place]
         keep = next((size for size in range(self._longest(held), 0, -1) if self._may_begin(held[-size:])), 0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
@@ -107,7 +115,8 @@ class Reply:
             text += self._stops.finish()
         events = self._events(text, finish_reason)
         completion = None if finish_reason is None else self._complete(finish_reason)
-        return Chunk(self.index, tuple(events), () if token is None else (token,), completion)
+        tokens = () if token is None else (token,)
+        return Chunk(self.index, tuple(events), tokens, completion, self._first.num_cached_tokens)
 
     def _events(self, text: str, finish_reason: FinishReason | None) -> list[Event]:
         if self._parser is None:
@@ -137,4 +146,5 @@ class Reply:
             num_cached_tokens=self._first.num_cached_tokens,
             weights_version=self._first.weights_version,
             prompt_logprobs=self._first.prompt_logprobs,
+            stop_string=self._stops.found,
         )

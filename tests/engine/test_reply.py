@@ -48,6 +48,9 @@ def test_a_stop_string_ends_the_text_before_it(text, stops):
     assert said == chunks[-1].completion.message.content
     assert said == wanted or (len(places) > 1 and text.startswith(said))
     assert chunks[-1].completion.finish_reason == "stop"
+    ended_by = chunks[-1].completion.stop_string
+    assert (ended_by is None) == (said == text)
+    assert ended_by is None or (ended_by in stops and text.startswith(said + ended_by))
 
 
 @given(st.text("ab", max_size=30), st.sampled_from(["ab", "aab", "abab", "bbb"]))
