@@ -1,4 +1,8 @@
-"""What went wrong, in the shape that OpenAI's clients read: {"error": {message, type, param, code}}."""
+"""What went wrong, in the shape that the client reads who asked.
+
+OpenAI's, {"error": {message, type, param, code}}, is the one that all errors are made in; `in_dialect` gives
+those of /v1/messages Anthropic's, {"type": "error", "error": {type, message}}. A request's path decides.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,14 @@ from lathe.engine.engine import EngineClosed
 from lathe.errors import InvalidRequest, PromptTooLong, UserError
 
 log = logging.getLogger(__name__)
+
+ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    500: "api_error",
+    503: "overloaded_error",
+}
 
 
 class BadRequest(InvalidRequest):
@@ -44,8 +56,37 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def describe(error: Exception) -> tuple[int, dict[str, Any]]:
-    """An error's status and body. A bug says nothing about itself: its traceback belongs in our log."""
+def is_anthropic(path: str) -> bool:
+    """Whether errors of this path have Anthropic's shape."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def in_dialect(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """A body of `error_body` as the path's dialect writes errors."""
+    if not is_anthropic(path):
+        return body
+    kind = ANTHROPIC_KINDS.get(status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}
+
+
+def error_response(
+    path: str, status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    return json_response(in_dialect(path, status, body), status, headers)
+
+
+def describe(error: Exception, path: str = "") -> tuple[int, dict[str, Any]]:
+    """An error's status and body, in the path's dialect. A bug says nothing about itself: its traceback
+    belongs in our log."""
+    status, body = _describe(error)
+    if isinstance(error, PromptTooLong) and is_anthropic(path):
+        # Claude Code reads these two numbers to learn by how much it has to shorten the conversation.
+        numbers = f"{error.num_prompt_tokens} tokens > {error.max_context - 1} maximum"
+        body = error_body(f"prompt is too long: {numbers}. {error}")
+    return status, in_dialect(path, status, body)
+
+
+def _describe(error: Exception) -> tuple[int, dict[str, Any]]:
     match error:
         case PromptTooLong():
             return 400, error_body(str(error), param="messages", code="context_length_exceeded")
@@ -62,26 +103,26 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, error_body(message, "server_error", code="internal_error")
 
 
-def describe_late(error: Exception) -> dict[str, Any]:
+def describe_late(error: Exception, path: str = "") -> dict[str, Any]:
     """The body of an error that ends a stream: its status line has left long ago, so that only the log can
     take the traceback."""
-    status, body = describe(error)
+    status, body = describe(error, path)
     if status >= 500:
         log.error("a streamed reply failed", exc_info=error)
     return body
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app leave it in OpenAI's shape."""
+    """Make every error of the app leave it in the shape of the dialect that was asked."""
 
-    async def on_error(_: Request, error: Exception) -> Response:
-        status, body = describe(error)
+    async def on_error(request: Request, error: Exception) -> Response:
+        status, body = describe(error, request.url.path)
         return json_response(body, status)
 
-    async def on_invalid_fields(_: Request, error: Exception) -> Response:
+    async def on_invalid_fields(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         message, param = explain_fields(error.errors())
-        return json_response(error_body(message, param=param), 400)
+        return error_response(request.url.path, 400, error_body(message, param=param))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -90,7 +131,8 @@ def install(app: FastAPI) -> None:
         if error.status_code in (404, 405) and message in ("Not Found", "Method Not Allowed"):
             asked = f"{request.method} {request.url.path}"
             message = f"There is no {asked}. This server has {', '.join(list_routes(app))}."
-        return json_response(error_body(message, code=code), error.status_code, error.headers)
+        body = error_body(message, code=code)
+        return error_response(request.url.path, error.status_code, body, error.headers)
 
     for kind in (UserError, RecursionError, EngineClosed):
         app.add_exception_handler(kind, on_error)

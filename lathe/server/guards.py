@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lathe.engine.engine import EngineClosed
-from lathe.server.errors import error_body, json_response
+from lathe.server.errors import error_body, error_response
 
 OPEN_PATHS = ("/health",)
 
@@ -30,9 +30,11 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self.is_known(Headers(scope=scope)):
             return await self.app(scope, receive, send)
-        message = "Wrong or missing API key. Send it as the header Authorization: Bearer KEY."
+        message = (
+            "Wrong or missing API key. Send it as the header Authorization: Bearer KEY, or x-api-key: KEY."
+        )
         body = error_body(message, "authentication_error", code="invalid_api_key")
-        response = json_response(body, 401, {"WWW-Authenticate": "Bearer"})
+        response = error_response(scope["path"], 401, body, {"WWW-Authenticate": "Bearer"})
         return await response(scope, receive, send)
 
     def is_known(self, headers: Headers) -> bool:

@@ -22,17 +22,21 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {
-        "model": ErrorReply,
-        "description": "The request is wrong, too long, or asks for what is not served",
-    },
-    413: {"model": ErrorReply, "description": "The body is larger than the server's limit"},
-    503: {"model": ErrorReply, "description": "The server stopped before the reply was complete"},
-}
+def refusals(error: type[BaseModel] = ErrorReply) -> dict[int | str, dict[str, Any]]:
+    """What a route that reads a body may answer instead, for the OpenAPI document."""
+    return {
+        400: {
+            "model": error,
+            "description": "The request is wrong, too long, or asks for what is not served",
+        },
+        413: {"model": error, "description": "The body is larger than the server's limit"},
+        503: {"model": error, "description": "The server stopped before the reply was complete"},
+    }
 
 
-def reply_or_events(whole: type[BaseModel], event: str) -> dict[int | str, dict[str, Any]]:
+def reply_or_events(
+    whole: type[BaseModel], event: str, error: type[BaseModel] = ErrorReply
+) -> dict[int | str, dict[str, Any]]:
     """What a route that can stream answers, for the OpenAPI document."""
     data = {"type": "string", "description": event}
     schema = {"type": "object", "required": ["data"], "properties": {"data": data}}
@@ -41,7 +45,7 @@ def reply_or_events(whole: type[BaseModel], event: str) -> dict[int | str, dict[
         "description": "The whole reply, or its server-sent events when stream is true",
         "content": {"text/event-stream": {"schema": schema}},
     }
-    return {200: streamed, **REFUSALS}
+    return {200: streamed, **refusals(error)}
 
 
 class ClientGone(Exception):
