@@ -23,6 +23,10 @@ class TemplateError(UserError):
     """A chat template can't be read, or refuses the conversation."""
 
 
+class RecordError(UserError):
+    """A file of rollouts is not there, or a line of it is damaged."""
+
+
 class InvalidRequest(UserError):
     """A request that no setting of the server could serve."""
 

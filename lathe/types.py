@@ -2,7 +2,8 @@
 
 Plain frozen data, standard library only. Who makes what:
 a client's JSON or an agent's turn becomes a `Trajectory`; a `Model` answers it with a `Completion`;
-`Trajectory.extend` joins the two, and refuses when the tokens do not line up.
+`Trajectory.extend` joins the two, and refuses when the tokens do not line up. One attempt at a task, with
+what it earned, is a `Rollout`; as a line of JSON it is read and written by `jsonl.py`.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Completion:
 
     `token_ids` ends with the end-of-sequence id when the model ended its turn.
     `finish_reason` is "length" whenever `max_tokens` or the context cut the reply, also inside a call, and
-    "abort" when the server stopped before the reply was complete.
+    "abort" when it was cut from outside: the server stopped, or the client left.
     `prompt_logprobs` is empty unless they were asked for; the first token has none, as nothing precedes it.
     `weights_version` is that of the oldest weights that drew a token of the reply.
     `stop_string` is the one of `SamplingParams.stop` that ended the reply, None when something else did.
@@ -136,12 +137,30 @@ class TokensDoNotExtend(ValueError):
 
 
 @dataclass(frozen=True)
+class Segment:
+    """One reply inside a trajectory: the tokens [start, stop) were sampled together.
+
+    `weights_version` is that of the oldest weights that drew one of them. `sampling` is how they were drawn,
+    None where nobody noted it: the trajectory's log-probabilities are those of the model's own distribution.
+    """
+
+    start: int
+    stop: int
+    finish_reason: FinishReason
+    weights_version: int = 0
+    sampling: SamplingParams | None = None
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A conversation and the tokens that it was: the request to a model, and a row for the trainer.
 
-    `token_ids`, `loss_mask` (True where the model sampled the token) and `logprobs` (0.0 where it did
-    not) have one length; they cover every token seen so far. Sampled text is never tokenized again.
-    `messages` may run ahead of `token_ids`: turns that no model has read yet.
+    `token_ids`, `loss_mask` (True where the model sampled the token for this trajectory) and `logprobs` (0.0
+    where it did not) have one length; they cover every token seen so far. Sampled text is never tokenized
+    again. `segments` says which weights drew which of them, reply by reply.
+    `messages` may run ahead of `token_ids`: turns that no model has read yet. Raw text has no messages.
+    A trajectory with a `parent` repeats some of its parent's tokens as prompt, unmasked: whatever branches,
+    each sampled token is marked once.
     """
 
     messages: tuple[Message, ...]
@@ -149,17 +168,23 @@ class Trajectory:
     token_ids: tuple[int, ...] = ()
     loss_mask: tuple[bool, ...] = ()
     logprobs: tuple[float, ...] = ()
-    weights_version: int | None = None
+    segments: tuple[Segment, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     parent: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights_versions(self) -> tuple[int, ...]:
+        """The versions that sampled here, each once, oldest first."""
+        return tuple(sorted({segment.weights_version for segment in self.segments}))
 
     def add(self, *messages: Message) -> Trajectory:
         """The conversation with more turns, not yet read by a model."""
         return replace(self, messages=self.messages + messages)
 
-    def extend(self, completion: Completion) -> Trajectory:
-        """The conversation with the answer. Raises TokensDoNotExtend when its prompt is another one."""
+    def extend(self, completion: Completion, sampling: SamplingParams | None = None) -> Trajectory:
+        """The conversation with the answer, and how it was drawn. Raises TokensDoNotExtend when the answer's
+        prompt is another one."""
         prompt = completion.prompt_token_ids
         if prompt[: len(self.token_ids)] != self.token_ids:
             raise TokensDoNotExtend(
@@ -167,14 +192,62 @@ class Trajectory:
             )
         num_new = len(prompt) - len(self.token_ids)
         num_sampled = len(completion.token_ids)
+        segment = Segment(
+            len(prompt),
+            len(prompt) + num_sampled,
+            completion.finish_reason,
+            completion.weights_version,
+            sampling,
+        )
         return replace(
             self,
-            messages=(*self.messages, completion.message),
+            messages=(*self.messages, completion.message) if self.messages else (),
             token_ids=prompt + completion.token_ids,
             loss_mask=self.loss_mask + (False,) * num_new + (True,) * num_sampled,
             logprobs=self.logprobs + (0.0,) * num_new + tuple(entry.logprob for entry in completion.logprobs),
-            weights_version=completion.weights_version,
+            segments=(*self.segments, segment),
         )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an attempt earned, or why it can't be judged.
+
+    Valid with a `reward` and the `evidence` for it (JSON), or invalid with a `reason`: a sandbox that failed
+    is no wrong answer, and must never reach a gradient. Raises ValueError unless it is exactly one of them.
+    """
+
+    reward: float | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) == (self.reason is None):
+            raise ValueError("a verdict has either a reward (valid) or a reason (invalid)")
+
+    @property
+    def valid(self) -> bool:
+        return self.reward is not None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One attempt at a task: what was said, why it ended, and what it earned.
+
+    A served conversation, an eval's log, a row for SFT and a sample for RL are all this. `trajectories` stand
+    in the order in which they began; a sub-agent's, a compacted or a forked one names its parent.
+    `stop_reason` is the last reply's finish_reason, or the word of whoever ended the attempt. `verdict` is
+    None as long as nobody has judged; `task` None for a conversation that is no task. `model` is the name
+    that the model was loaded by, `info` whatever JSON the maker adds.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    stop_reason: str | None = None
+    verdict: Verdict | None = None
+    task: str | None = None
+    model: str | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Model(Protocol):

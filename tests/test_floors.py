@@ -8,7 +8,8 @@ import lathe
 HOUSE = Path(lathe.__file__).parent
 
 FLOORS = [
-    {"types", "errors", "config", "log"},
+    {"types", "errors"},
+    {"jsonl", "config", "log"},
     {"text", "model", "kernels", "sandbox", "client"},
     {"engine", "agent", "tasks", "data"},
     {"rollout", "server", "terminal", "auto", "testing"},

@@ -20,7 +20,8 @@ def test_a_trajectory_marks_what_was_sampled():
     assert second.token_ids == (1, 2, 3, 4, 5, 6)
     assert second.loss_mask == (False, False, True, True, False, True)
     assert second.logprobs == (0.0, 0.0, -3.0, -4.0, 0.0, -6.0)
-    assert second.weights_version == 3
+    assert [(segment.start, segment.stop) for segment in second.segments] == [(2, 4), (5, 6)]
+    assert second.weights_versions == (3,)
     assert [m.role for m in second.messages] == ["user", "assistant", "user", "assistant"]
 
 
