@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lathe.engine.llm import LLM
 from lathe.engine.sequence import Sampled
+from lathe.engine.stats import EngineStats
 from lathe.errors import PromptTooLong
 from lathe.text.byte_level import BYTE_TO_CHAR, SpecialToken, Vocabulary
 from lathe.text.chat_template import ChatTemplate
@@ -78,6 +79,9 @@ class ScriptedEngine:
 
     def describe(self) -> str:
         return f"{self.max_context:,} tokens of context"
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=self.num_open)
 
     def close(self) -> None:
         self._closed.set()

@@ -26,6 +26,7 @@ from lathe.engine.runner import Runner
 from lathe.engine.sampler import check_sampling, sample
 from lathe.engine.scheduler import Scheduler
 from lathe.engine.sequence import Sampled, Sequence
+from lathe.engine.stats import EngineStats
 from lathe.errors import InvalidRequest, LatheError, PromptTooLong, UserError
 from lathe.model.transformer import Transformer
 from lathe.types import FinishReason, SamplingParams, TokenLogprob
@@ -147,6 +148,15 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         return len(self.scheduler.waiting) + len(self._submitted)
+
+    def stats(self) -> EngineStats:
+        """The numbers of this moment, without waiting for the step that runs."""
+        return EngineStats(
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            num_pages=self.pool.num_pages,
+            num_free_pages=self.pool.num_free,
+        )
 
     def _run(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from lathe.engine.llm import LLM, Chunk
+from lathe.server.metrics import Metrics
 from lathe.types import Completion, SamplingParams, Trajectory
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class Turn:
     """One request, understood: what the model reads, and how its reply is drawn.
 
     A raw completion has a trajectory without messages. `dialect` is the word for logs and metrics.
+    `started` is when its JSON had been read, on the monotonic clock.
     """
 
     dialect: str
@@ -39,6 +41,7 @@ class Service:
 
     def __init__(self, llm: LLM):
         self.llm = llm
+        self.metrics = Metrics(llm.engine.stats, model_id=llm.model_id, max_context=llm.max_context)
         self.started = int(time.time())
 
     @property
@@ -52,18 +55,21 @@ class Service:
         All that can be wrong with a prompt is found here, while a status can still say so. In a thread:
         200,000 tokens take a second to encode, and other clients' events would wait.
         """
+        started = time.monotonic()
         prompt = await asyncio.to_thread(self.llm.encode, trajectory)
-        return Turn(dialect, trajectory, prompt, sampling)
+        return Turn(dialect, trajectory, prompt, sampling, started)
 
     async def stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
         """The reply's chunks, of all `n`, as they are sampled. Closing the iterator ends the reply."""
         completions: list[Completion] = []
         chunks = self.llm.stream_tokens(turn.prompt_token_ids, turn.sampling, tools=turn.trajectory.tools)
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                if chunk.completion is not None:
-                    completions.append(chunk.completion)
-                yield chunk
+        with self.metrics.watch(turn.dialect, len(turn.prompt_token_ids), turn.started) as see:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    see(chunk)
+                    if chunk.completion is not None:
+                        completions.append(chunk.completion)
+                    yield chunk
         log_turn(turn, completions)
 
     async def complete(self, turn: Turn) -> list[Completion]:

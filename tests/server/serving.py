@@ -1,6 +1,7 @@
 """A real server on a real socket, in a thread of the test's own process."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,3 +37,12 @@ def client_of(llm: LLM, **options) -> Iterator[openai.OpenAI]:
         key = options.get("api_key") or "EMPTY"
         with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20) as client:
             yield client
+
+
+def wait_until(condition, timeout_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
