@@ -85,6 +85,9 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="LATHE_API_KEY", help="Ask every client for this key.")
     ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name that the model goes by. May be repeated.")
+    ] = None,
     max_context: MaxContext = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -112,7 +115,7 @@ def serve(
             out.print(f"Serving at {url}/v1 (Ctrl-C stops). Try:", highlight=False, soft_wrap=True)
             print(run.curl_line(url, api_key), flush=True)
 
-        run.run(create_app(llm, api_key=api_key), bound, show_how_to_ask)
+        run.run(create_app(llm, api_key=api_key, aliases=alias or ()), bound, show_how_to_ask)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import httpx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -189,7 +190,7 @@ def wait_for_line(process: subprocess.Popen, start: str, timeout_s: float = 110)
 def test_the_printed_curl_line_works_and_signals_stop_the_server(stop):
     key = ("--api-key", "it's a key") if stop == signal.SIGINT else ()
     process = subprocess.Popen(
-        command("serve", "--port", 0, "--max-context", 512, *key),
+        command("serve", "--port", 0, "--max-context", 512, "--alias", "small", "--alias", "big", *key),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -205,6 +206,9 @@ def test_the_printed_curl_line_works_and_signals_stop_the_server(stop):
             without_key = re.sub(r" -H 'Authorization.*?' -d", " -d", line)
             refused = subprocess.run(["bash", "-c", without_key], capture_output=True, text=True, timeout=60)
             assert json.loads(refused.stdout)["error"]["code"] == "invalid_api_key"
+            url = re.search(r"http://[^/]+", line)[0]
+            models = httpx.get(f"{url}/v1/models", headers={"x-api-key": key[1]}).json()["data"]
+            assert [model["id"] for model in models] == ["smollm2", "small", "big"]
         started = time.monotonic()
         process.send_signal(stop)
         process.wait(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -19,8 +20,15 @@ from lathe.server.wire import ErrorReply
 MAX_BODY_BYTES = 64 * 2**20
 
 
-def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """An app that serves one model. With `api_key`, every path but /health asks for it."""
+def create_app(
+    llm: LLM,
+    *,
+    api_key: str | None = None,
+    aliases: Iterable[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> FastAPI:
+    """An app that serves one model, also by the names in `aliases`. With `api_key`, every path but /health
+    asks for it."""
     app = FastAPI(
         title="Lathe",
         version=lathe.__version__,
@@ -29,7 +37,7 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
         redoc_url=None,
     )
     app.router.route_class = SoundRoute
-    service = Service(llm)
+    service = Service(llm, aliases)
 
     @app.get("/health", response_model=Health)
     async def health() -> Response:
@@ -38,15 +46,16 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
 
     @app.get("/v1/models", response_model=ModelList)
     async def list_models() -> Response:
-        """The served model, and the context that its cache gives."""
-        return json_response({"object": "list", "data": [describe_model(service)]})
+        """The served model, once for each of its names, and the context that its cache gives."""
+        models = [describe_model(service, name) for name in service.names]
+        return json_response({"object": "list", "data": models})
 
     @app.get("/v1/models/{model_id:path}", response_model=ServedModel, responses={404: {"model": ErrorReply}})
     async def get_model(model_id: str) -> Response:
         """The same, for a client that asks by name."""
-        if model_id == service.model_id:
-            return json_response(describe_model(service))
-        message = f"There is no model {model_id!a} here; this server has {service.model_id}."
+        if model_id in service.names:
+            return json_response(describe_model(service, model_id))
+        message = f"There is no model {model_id!a} here; this server has {', '.join(service.names)}."
         return json_response(errors.error_body(message, param="model", code="model_not_found"), 404)
 
     chat.install(app, service)
@@ -61,9 +70,9 @@ def create_app(llm: LLM, *, api_key: str | None = None, max_body_bytes: int = MA
     return app
 
 
-def describe_model(service: Service) -> dict[str, Any]:
+def describe_model(service: Service, name: str) -> dict[str, Any]:
     return {
-        "id": service.model_id,
+        "id": name,
         "object": "model",
         "created": service.started,
         "owned_by": "lathe",

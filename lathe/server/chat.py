@@ -79,7 +79,7 @@ async def read(request: ChatRequest, service: Service) -> ChatReply:
     sampling = read_chat_sampling(request, service.llm.default_sampling)
     return ChatReply(
         turn=await service.prepare("chat", trajectory, sampling),
-        model_id=service.model_id,
+        model_id=service.answers_to(request.model),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
 

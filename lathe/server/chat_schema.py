@@ -70,7 +70,9 @@ class ChatRequest(SamplingFields):
     """Sampling parameters that are left out, or null, take the checkpoint's own defaults."""
 
     messages: list[RequestMessage] = Field(min_length=1)
-    model: str | None = Field(None, description="any name; the reply carries the served model's id")
+    model: str | None = Field(
+        None, description="any name; the reply carries it if it is one of the served model's, else its own"
+    )
     tools: list[RequestTool] | None = None
     tool_choice: str | ToolChoice | None = Field(None, description="auto or none")
     stream: bool | None = None

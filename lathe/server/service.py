@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from lathe.engine.llm import LLM, Chunk
+from lathe.errors import UserError
 from lathe.server.metrics import Metrics
 from lathe.types import Completion, SamplingParams, Trajectory
 
@@ -37,17 +38,25 @@ class Turn:
 
 
 class Service:
-    """One served model, as the dialects ask it."""
+    """One served model, as the dialects ask it. `aliases` are names that it goes by beside its own."""
 
-    def __init__(self, llm: LLM):
+    def __init__(self, llm: LLM, aliases: Iterable[str] = ()):
         self.llm = llm
+        self.names = tuple(dict.fromkeys([llm.model_id, *aliases]))
+        if not all(name.strip() for name in self.names):
+            raise UserError("An alias is empty: leave --alias out, or give it a name.")
         self.metrics = Metrics(llm.engine.stats, model_id=llm.model_id, max_context=llm.max_context)
         self.started = int(time.time())
 
     @property
     def model_id(self) -> str:
-        """The name that replies carry."""
+        """The served model's own name."""
         return self.llm.model_id
+
+    def answers_to(self, name: str | None) -> str:
+        """The name that a reply carries when a request asked for `name`: that one if it is an alias, else the
+        model's own. Clients have names of other models built in, and there is only one to ask."""
+        return name if name in self.names else self.model_id
 
     async def prepare(self, dialect: str, trajectory: Trajectory, sampling: SamplingParams) -> Turn:
         """The turn of a conversation. Raises TemplateError or PromptTooLong.
