@@ -29,6 +29,7 @@ class _Line:
     token_ids: list[int]
     report: Callable[[Sampled], None]
     max_tokens: int | None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     cancelled: bool = False
 
 
@@ -49,6 +50,7 @@ class ScriptedEngine:
     ):
         self.tokenizer = tokenizer
         self.max_context = max_context
+        self.vocab_size = tokenizer.vocab_size
         self.eos_token_ids = frozenset({tokenizer.special_tokens["<|im_end|>"]})
         self.prompts: list[tuple[int, ...]] = []
         self.num_open = 0
@@ -70,7 +72,9 @@ class ScriptedEngine:
             reply = next(self._replies, None) or ""
             self.num_open += 1
         ids = self.tokenizer.encode(reply, allow_special=True) + sorted(self.eos_token_ids)
-        line = _Line(ids, report, sampling.max_tokens)
+        ends = [place for place, token_id in enumerate(ids) if token_id in sampling.stop_token_ids]
+        ids = ids[: ends[0] + 1] if ends else ids
+        line = _Line(ids, report, sampling.max_tokens, certain(prompt_token_ids, sampling.prompt_logprobs))
         threading.Thread(target=self._speak, args=(line,), daemon=True).start()
         return line
 
@@ -87,13 +91,17 @@ class ScriptedEngine:
         self._closed.set()
 
     def _speak(self, line: _Line) -> None:
+        if line.max_tokens == 0:
+            line.report(Sampled(None, "length", prompt_logprobs=line.prompt_logprobs))
+            line.token_ids = []
         for place, token_id in enumerate(line.token_ids):
             if self._closed.wait(self._delay_s) or line.cancelled:
                 break
             is_cut = place + 1 == line.max_tokens
             is_end = place + 1 == len(line.token_ids)
             reason: FinishReason | None = "stop" if is_end else "length" if is_cut else None
-            line.report(Sampled(TokenLogprob(token_id, 0.0, ((token_id, 0.0),)), reason))
+            token = TokenLogprob(token_id, 0.0, ((token_id, 0.0),))
+            line.report(Sampled(token, reason, prompt_logprobs=line.prompt_logprobs))
             if reason:
                 break
         with self._lock:
@@ -125,6 +133,13 @@ class ScriptedModel(LLM):
             model_id="scripted",
             default_sampling=SamplingParams(),
         )
+
+
+def certain(prompt: tuple[int, ...], asked: int | None) -> tuple[TokenLogprob | None, ...]:
+    """A prompt's log-probabilities to a model that knew it by heart; none unless they were asked for."""
+    if asked is None:
+        return ()
+    return (None, *(TokenLogprob(token_id, 0.0, ((token_id, 0.0),)) for token_id in prompt[1:]))
 
 
 def tiny_tokenizer() -> Tokenizer:

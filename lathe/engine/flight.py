@@ -20,6 +20,7 @@ class TokenSource(Protocol):
     """What is asked of an engine: the real one, or a double that says exact words."""
 
     max_context: int
+    vocab_size: int
     eos_token_ids: frozenset[int]
 
     def submit(

@@ -18,7 +18,7 @@ from lathe.types import Completion, FinishReason, Message, SamplingParams, Token
 class Chunk:
     """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only.
 
-    `num_cached_tokens` counts the prompt's, as the completion does, and is known from the first piece on.
+    `num_cached_tokens` and `prompt_logprobs` are the completion's, and known from the first piece on.
     """
 
     index: int
@@ -26,6 +26,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...]
     completion: Completion | None = None
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
     @property
     def text(self) -> str:
@@ -115,8 +116,14 @@ class Reply:
             text += self._stops.finish()
         events = self._events(text, finish_reason)
         completion = None if finish_reason is None else self._complete(finish_reason)
-        tokens = () if token is None else (token,)
-        return Chunk(self.index, tuple(events), tokens, completion, self._first.num_cached_tokens)
+        return Chunk(
+            self.index,
+            tuple(events),
+            () if token is None else (token,),
+            completion,
+            self._first.num_cached_tokens,
+            self._first.prompt_logprobs,
+        )
 
     def _events(self, text: str, finish_reason: FinishReason | None) -> list[Event]:
         if self._parser is None:

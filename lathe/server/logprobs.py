@@ -8,6 +8,9 @@ from typing import Any
 from lathe.text.tokenizer import Tokenizer
 from lathe.types import Completion, SamplingParams, TokenLogprob
 
+# JSON has no infinity; this is what OpenAI and vLLM write for a token that could not be drawn.
+LOWEST = -9999.0
+
 
 def spoken(
     entries: Sequence[TokenLogprob],
@@ -34,5 +37,36 @@ def entries_json(entries: Sequence[TokenLogprob], tokenizer: Tokenizer) -> list[
 
 def token_json(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
     raw = tokenizer.token_bytes(token_id)
-    # JSON has no infinity; -9999 is what OpenAI and vLLM write for a token that could not be drawn.
-    return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+    return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, LOWEST), "bytes": list(raw)}
+
+
+def legacy_logprobs(
+    tokenizer: Tokenizer,
+    token_ids: Sequence[int],
+    entries: Sequence[TokenLogprob | None],
+    offsets: Sequence[int],
+) -> dict[str, list[Any]]:
+    """The same in the shape of OpenAI's older completions: lists of one length. A prompt's first token has no
+    entry. `offsets` say where each token's text begins."""
+    return {
+        "tokens": [token_text(tokenizer, token_id) for token_id in token_ids],
+        "token_logprobs": [entry and max(entry.logprob, LOWEST) for entry in entries],
+        "top_logprobs": [entry and top_texts(tokenizer, entry) for entry in entries],
+        "text_offset": list(offsets),
+    }
+
+
+def top_texts(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:
+    """The alternatives that were asked for, best first, and the token itself where it is none of them."""
+    pairs = [*entry.top, (entry.token_id, entry.logprob)]
+    return {token_text(tokenizer, token_id): max(logprob, LOWEST) for token_id, logprob in pairs}
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token's text. One that is no whole text, such as half a character, is written as OpenAI writes it:
+    "bytes:\\xe2\\x82"; so two of them never look alike."""
+    raw = tokenizer.token_bytes(token_id)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)

@@ -14,7 +14,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from lathe.engine.llm import LLM, Chunk
-from lathe.errors import UserError
+from lathe.errors import PromptTooLong, UserError
+from lathe.server.errors import BadRequest
 from lathe.server.metrics import Metrics
 from lathe.types import Completion, SamplingParams, Trajectory
 
@@ -68,6 +69,22 @@ class Service:
         prompt = await asyncio.to_thread(self.llm.encode, trajectory)
         return Turn(dialect, trajectory, prompt, sampling, started)
 
+    def prepare_raw(
+        self, dialect: str, prompt: Sequence[int], sampling: SamplingParams, *, param: str, started: float
+    ) -> Turn:
+        """The turn of a raw prompt, which the request's field `param` gave. Raises BadRequest for one that
+        the engine would refuse: a stream's status line has left by then."""
+        llm = self.llm
+        if not prompt:
+            raise BadRequest(f"{param} is empty: there is no token to continue from.", param=param)
+        if len(prompt) >= llm.max_context:
+            error = PromptTooLong(len(prompt), llm.max_context)
+            raise BadRequest(str(error), param=param, code="context_length_exceeded")
+        if max(prompt) >= llm.engine.vocab_size:
+            message = f"{param} has the token id {max(prompt)}; this model has {llm.engine.vocab_size} ids."
+            raise BadRequest(message, param=param)
+        return Turn(dialect, Trajectory(()), tuple(prompt), sampling, started)
+
     async def stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
         """The reply's chunks, of all `n`, as they are sampled. Closing the iterator ends the reply."""
         completions: list[Completion] = []
@@ -80,6 +97,36 @@ class Service:
                         completions.append(chunk.completion)
                     yield chunk
         log_turn(turn, completions)
+
+    async def stream_together(self, turns: Sequence[Turn]) -> AsyncGenerator[tuple[int, Chunk], None]:
+        """The chunks of several turns as they come, each with its turn's place in `turns`. An error of one,
+        or closing the iterator, ends the replies of all."""
+        reports: asyncio.Queue[tuple[int, Chunk] | Exception | None] = asyncio.Queue()
+
+        async def forward(place: int, turn: Turn) -> None:
+            try:
+                async with aclosing(self.stream(turn)) as chunks:
+                    async for chunk in chunks:
+                        reports.put_nowait((place, chunk))
+                reports.put_nowait(None)
+            except Exception as error:  # raised again by the reader
+                reports.put_nowait(error)
+
+        tasks = [asyncio.create_task(forward(place, turn)) for place, turn in enumerate(turns)]
+        num_open = len(turns)
+        try:
+            while num_open:
+                match await reports.get():
+                    case None:
+                        num_open -= 1
+                    case Exception() as error:
+                        raise error
+                    case place, chunk:
+                        yield place, chunk
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def complete(self, turn: Turn) -> list[Completion]:
         """The whole replies, in the order of their numbers."""
