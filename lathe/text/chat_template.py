@@ -78,6 +78,11 @@ class ChatTemplate:
         """
         return self._for_tools()._traits.dialect or "qwen3_coder"
 
+    @property
+    def thinks(self) -> bool:
+        """Does its model think before it answers (see `reasoning`)?"""
+        return self._traits.thinks or (self._tool_use is not None and self._tool_use.thinks)
+
     def _for_tools(self) -> ChatTemplate:
         """The template for tools, unless Lathe could not read the calls that it would lead to."""
         return self._tool_use if self._tool_use and self._tool_use._traits.dialect else self
@@ -149,9 +154,9 @@ class ChatTemplate:
 
     @cached_property
     def _traits(self) -> Traits:
-        def render(turns: list[Turn], tools: list[ToolDict]) -> str | None:
+        def render(turns: list[Turn], tools: list[ToolDict], **options: Any) -> str | None:
             try:
-                return self._run(turns, tools, {"add_generation_prompt": True})
+                return self._run(turns, tools, {"add_generation_prompt": True, **options})
             except TemplateError:
                 return None
 

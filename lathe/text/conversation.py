@@ -8,19 +8,25 @@ conversation so that nothing in it is lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
-from lathe.text import tool_calls
+from lathe.text import reasoning, tool_calls
 from lathe.text.tool_calls import Dialect
 from lathe.types import Message, Tool, ToolCall
 
 Turn = dict[str, Any]
 ToolDict = dict[str, Any]
 Supply = Callable[[Any], Any]
-Render = Callable[[list[Turn], list[ToolDict]], str | None]
+
+
+class Render(Protocol):
+    """The prompt to these turns, with the template's options. None if the template fails."""
+
+    def __call__(self, turns: list[Turn], tools: list[ToolDict], **options: Any) -> str | None: ...
 
 
 def to_turn(message: Message, supply: Supply) -> Turn:
@@ -59,17 +65,19 @@ class Traits:
 
     `dialect` is the syntax in which it writes tool calls, None when it knows no tools, or none that Lathe
     could read back. `system_first`: a system message at the beginning is shown. `system_later`: one in the
-    middle is shown in its place. `adjacent`: two turns of one role may follow each other.
+    middle is shown in its place. `adjacent`: two turns of one role may follow each other. `thinks`: its model
+    thinks between <think> and </think>.
     """
 
     dialect: Dialect | None
     system_first: bool
     system_later: bool
     adjacent: bool
+    thinks: bool
 
 
 def find_traits(render: Render) -> Traits:
-    """Renders small conversations and looks whether their words come out. `render` gives None if it fails."""
+    """Renders small conversations and looks whether their words come out."""
     tools = [to_tool_dict(Tool("probetool", "Probedescription."), _as_is)]
 
     def shows(turns: list[Turn]) -> bool:
@@ -92,7 +100,17 @@ def find_traits(render: Render) -> Traits:
         system_first=shows([turn(system, "Probefirst."), user]),
         system_later=shows([turn(system, "Probefirst."), user, answer, turn(system, "Probelater."), user]),
         adjacent=shows([user, turn("user", "Probenext."), answer]),
+        thinks=_thinks(render, user, answer),
     )
+
+
+def _thinks(render: Render, user: Turn, answer: Turn) -> bool:
+    """Does the template write a thought in its tags, or a prompt that ends with such a tag?"""
+    shown = render([user, answer | {"reasoning_content": "Probethought."}], []) or ""
+    if re.search(rf"{reasoning.OPEN}\s*Probethought\.\s*{reasoning.CLOSE}", shown):
+        return True
+    prompts = [render([user], []), render([user], [], enable_thinking=False)]
+    return any(prompt and prompt.rstrip().endswith((reasoning.OPEN, reasoning.CLOSE)) for prompt in prompts)
 
 
 def _find_dialect(render: Render, tools: list[ToolDict]) -> Dialect | None:

@@ -60,8 +60,8 @@ def join_neighbours(events: Iterable[Event]) -> list[Event]:
     for (kind, index), group in groupby(
         events, key=lambda event: (type(event), getattr(event, "index", None))
     ):
-        if kind is Content:
-            joined.append(Content("".join(event.text for event in group)))  # type: ignore[union-attr]
+        if kind in (Content, Reasoning):
+            joined.append(kind("".join(event.text for event in group)))  # type: ignore
         elif kind is ArgumentText:
             joined.append(ArgumentText(index, "".join(event.text for event in group)))  # type: ignore
         else:

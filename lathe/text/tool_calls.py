@@ -54,6 +54,7 @@ from lathe.text.tool_call_events import (
     CallStarted,
     Content,
     Event,
+    Reasoning,
     join_neighbours,
 )
 from lathe.text.tool_call_json import JsonReader
@@ -68,6 +69,7 @@ __all__ = [
     "Content",
     "Dialect",
     "Event",
+    "Reasoning",
     "ToolCallParser",
     "parse",
     "parse_arguments",

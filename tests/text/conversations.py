@@ -7,6 +7,12 @@ from lathe.types import Message, Tool, ToolCall
 FOLDER = Path(__file__).with_name("templates")
 QWEN_TEMPLATES = {file.stem: file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.jinja"))}
 
+# Qwen3-Thinking-2507: as Qwen3, but the prompt begins the thought.
+THINKING_2507 = (
+    QWEN_TEMPLATES["qwen3"].partition("{%- if add_generation_prompt %}")[0]
+    + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+)
+
 READ_FILE = Tool(
     "read_file",
     '  Reads a file, "quoted" and it\'s trimmed.\n',
