@@ -119,6 +119,7 @@ class Completion:
     `prompt_logprobs` is empty unless they were asked for; the first token has none, as nothing precedes it.
     `weights_version` is that of the oldest weights that drew a token of the reply.
     `stop_string` is the one of `SamplingParams.stop` that ended the reply, None when something else did.
+    `num_reasoning_tokens` of the reply's tokens are its thought and the thought's tags.
     """
 
     message: Message
@@ -130,6 +131,7 @@ class Completion:
     weights_version: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     stop_string: str | None = None
+    num_reasoning_tokens: int = 0
 
 
 class TokensDoNotExtend(ValueError):

@@ -11,9 +11,12 @@ from lathe.engine.reply import Chunk, Reply
 from lathe.engine.sequence import Sampled
 from lathe.engine.stats import EngineStats
 from lathe.errors import LatheError
+from lathe.text import reasoning
 from lathe.text.tokenizer import Tokenizer
 from lathe.text.tool_calls import Dialect, ToolCallParser
 from lathe.types import SamplingParams, Tool
+
+MAX_PROMPT_END = 32  # tokens; enough for <think> in any tokenizer, and white space
 
 
 class TokenSource(Protocol):
@@ -40,7 +43,8 @@ class Flight:
     """The `n` replies to each of some prompts, numbered 0, 1, 2 … prompt by prompt, until all have ended.
 
     `report(number, sampled)` is called on the engine's thread; whoever owns the flight hands each report to
-    `read` on its own. Calls are looked for only where `tools` were offered.
+    `read` on its own. Calls are looked for only where `tools` were offered, a thought where the model
+    `thinks`.
     """
 
     def __init__(
@@ -53,11 +57,13 @@ class Flight:
         *,
         tools: Sequence[Tool] = (),
         dialect: Dialect | None = None,
+        thinks: bool = False,
     ):
         self._engine = engine
         self._replies: list[Reply] = []
         self._sequences: list[Any] = []
         for prompt in prompts:
+            prompt_end = tokenizer.decode(prompt[-MAX_PROMPT_END:]) if thinks else ""
             for copy in range(sampling.n):
                 number = len(self._replies)
                 self._replies.append(
@@ -68,6 +74,7 @@ class Flight:
                         prompt_token_ids=prompt,
                         eos_token_ids=engine.eos_token_ids,
                         parser=ToolCallParser(tools, dialect) if dialect else None,
+                        reasoning=reasoning.parser_after(prompt_end) if thinks else None,
                     )
                 )
                 seed = None if sampling.seed is None else sampling.seed + copy

@@ -166,7 +166,7 @@ class LLM:
         self, trajectory: Trajectory, sampling: SamplingParams | None = None
     ) -> AsyncGenerator[Chunk, None]:
         """The pieces of `n` answers, as they are sampled. Closing the iterator cancels what still runs."""
-        chunks = self.stream_tokens(self.encode(trajectory), sampling, tools=trajectory.tools)
+        chunks = self.stream_tokens(self.encode(trajectory), sampling, tools=trajectory.tools, chat=True)
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
@@ -177,15 +177,18 @@ class LLM:
         sampling: SamplingParams | None = None,
         *,
         tools: Sequence[Tool] = (),
+        chat: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
-        """The same from ids. Calls are looked for only where tools were offered."""
+        """The same from ids. Calls are looked for only where tools were offered, a thought only after a
+        prompt that the chat template wrote (`chat`).
+        """
         loop = asyncio.get_running_loop()
         reports: asyncio.Queue[tuple[int, Sampled]] = asyncio.Queue()
 
         def report(index: int, sampled: Sampled) -> None:
             loop.call_soon_threadsafe(reports.put_nowait, (index, sampled))
 
-        flight = self._flight([prompt_token_ids], sampling or self.default_sampling, tools, report)
+        flight = self._flight([prompt_token_ids], sampling or self.default_sampling, tools, chat, report)
         try:
             while flight.num_open:
                 chunk = flight.read(*await reports.get())
@@ -199,10 +202,19 @@ class LLM:
         prompts: Sequence[tuple[int, ...]],
         sampling: SamplingParams,
         tools: Sequence[Tool],
+        chat: bool,
         report: Callable[[int, Sampled], None],
     ) -> Flight:
-        dialect = self.template.dialect if tools else None
-        return Flight(self.engine, self.tokenizer, prompts, sampling, report, tools=tools, dialect=dialect)
+        return Flight(
+            self.engine,
+            self.tokenizer,
+            prompts,
+            sampling,
+            report,
+            tools=tools,
+            dialect=self.template.dialect if tools else None,
+            thinks=chat and self.template.thinks,
+        )
 
     # The library's face, without asyncio
 
@@ -232,7 +244,7 @@ class LLM:
         """Answer conversations in one batch; with `n`, that many of the first, then of the second …"""
         offered = to_tools(tools)
         prompts = [self.encode(Trajectory(to_messages(turns), offered)) for turns in conversations]
-        return _completions(self._stream(prompts, self._sampling(sampling, options), offered))
+        return _completions(self._stream(prompts, self._sampling(sampling, options), offered, chat=True))
 
     def generate_many(
         self,
@@ -253,7 +265,8 @@ class LLM:
     ) -> Iterator[Chunk]:
         """Answer piece by piece: `for chunk in llm.stream_chat(messages): print(chunk.text, end="")`."""
         trajectory = Trajectory(to_messages(messages), to_tools(tools))
-        return self._stream([self.encode(trajectory)], self._sampling(sampling, options), trajectory.tools)
+        prompts, sampling = [self.encode(trajectory)], self._sampling(sampling, options)
+        return self._stream(prompts, sampling, trajectory.tools, chat=True)
 
     def stream_generate(
         self, prompt: str | Sequence[int], sampling: SamplingParams | None = None, **options: Any
@@ -282,10 +295,19 @@ class LLM:
         return tuple(int(token_id) for token_id in prompt)
 
     def _stream(
-        self, prompts: list[tuple[int, ...]], sampling: SamplingParams, tools: Sequence[Tool] = ()
+        self,
+        prompts: list[tuple[int, ...]],
+        sampling: SamplingParams,
+        tools: Sequence[Tool] = (),
+        *,
+        chat: bool = False,
     ) -> Iterator[Chunk]:
         reports: queue.SimpleQueue[tuple[int, Sampled]] = queue.SimpleQueue()
-        flight = self._flight(prompts, sampling, tools, lambda index, sampled: reports.put((index, sampled)))
+
+        def report(index: int, sampled: Sampled) -> None:
+            reports.put((index, sampled))
+
+        flight = self._flight(prompts, sampling, tools, chat, report)
         try:
             while flight.num_open:
                 chunk = flight.read(*reports.get())

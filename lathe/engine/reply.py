@@ -1,4 +1,4 @@
-"""From sampled ids back to words: whole characters, stop strings and tool calls, as they stream.
+"""From sampled ids back to words: whole characters, thoughts, stop strings and tool calls, as they stream.
 
 The engine knows ids only. A `Reply` reads them one by one and says what they mean in `Chunk`s; the last
 chunk carries the `Completion`, whose ids are exactly those that the engine sampled up to the end.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lathe.engine.sequence import Sampled
+from lathe.text.reasoning import ReasoningParser
 from lathe.text.tokenizer import StreamDecoder, Tokenizer
-from lathe.text.tool_calls import CallFinished, Content, Event, ToolCallParser
+from lathe.text.tool_calls import CallFinished, Content, Event, Reasoning, ToolCallParser
 from lathe.types import Completion, FinishReason, Message, SamplingParams, TokenLogprob, ToolCall
 
 
@@ -72,7 +73,11 @@ class StopStrings:
 
 
 class Reply:
-    """Reads one sequence's tokens. `parser` is None where no tools were offered: tags are then plain text."""
+    """Reads one sequence's tokens.
+
+    `parser` is None where no tools were offered, `reasoning` where the model does not think: tags are then
+    plain text. Stop strings and calls are looked for in the answer, not in the thought.
+    """
 
     def __init__(
         self,
@@ -83,6 +88,7 @@ class Reply:
         prompt_token_ids: tuple[int, ...],
         eos_token_ids: frozenset[int],
         parser: ToolCallParser | None,
+        reasoning: ReasoningParser | None = None,
     ):
         self.index = index
         self.ended = False
@@ -92,8 +98,11 @@ class Reply:
         self._decoder = StreamDecoder(tokenizer, skip_special=True)
         self._stops = StopStrings(sampling.stop)
         self._parser = parser
+        self._reasoning = reasoning
         self._first: Sampled | None = None
         self._logprobs: list[TokenLogprob] = []
+        self._num_reasoning_tokens = 0
+        self._thought: list[str] = []
         self._content: list[str] = []
         self._calls: list[ToolCall] = []
 
@@ -103,18 +112,20 @@ class Reply:
         self._first = self._first or sampled
         token, finish_reason = sampled.token, sampled.finish_reason
         text = ""
+        is_end_mark = False
         if token is not None:
             self._logprobs.append(token)
             is_end_mark = finish_reason == "stop" and token.token_id in self._hidden_ids
             text = "" if is_end_mark else self._decoder.push(token.token_id)
         if finish_reason is not None:
             text += self._decoder.finish()
+        thought, text = self._split(text, is_end_mark, finish_reason)
         text = self._stops.feed(text)
         if self._stops.found:
             finish_reason = "stop"
         elif finish_reason is not None:
             text += self._stops.finish()
-        events = self._events(text, finish_reason)
+        events = self._events(thought, text, finish_reason)
         completion = None if finish_reason is None else self._complete(finish_reason)
         return Chunk(
             self.index,
@@ -125,15 +136,31 @@ class Reply:
             self._first.prompt_logprobs,
         )
 
-    def _events(self, text: str, finish_reason: FinishReason | None) -> list[Event]:
+    def _split(self, text: str, is_end_mark: bool, finish_reason: FinishReason | None) -> tuple[str, str]:
+        """The thought and the answer in a piece of text. Counts the tokens that the thought took."""
+        if self._reasoning is None:
+            return "", text
+        was_inside = self._reasoning.inside
+        thought, answer = self._reasoning.feed(text)
+        if finish_reason is not None:
+            last_thought, last_answer = self._reasoning.finish()
+            thought, answer = thought + last_thought, answer + last_answer
+        if (was_inside or self._reasoning.inside) and not is_end_mark:
+            self._num_reasoning_tokens = len(self._logprobs)
+        return thought, answer
+
+    def _events(self, thought: str, text: str, finish_reason: FinishReason | None) -> list[Event]:
+        events: list[Event] = [Reasoning(thought)] if thought else []
         if self._parser is None:
-            events: list[Event] = [Content(text)] if text else []
+            events += [Content(text)] if text else []
         else:
-            events = self._parser.feed(text) if text else []
+            events += self._parser.feed(text) if text else []
             if finish_reason is not None:
                 events += self._parser.finish(end_of_turn=finish_reason == "stop")
         for event in events:
-            if isinstance(event, Content):
+            if isinstance(event, Reasoning):
+                self._thought.append(event.text)
+            elif isinstance(event, Content):
                 self._content.append(event.text)
             elif isinstance(event, CallFinished):
                 self._calls.append(event.call)
@@ -144,8 +171,14 @@ class Reply:
         self.ended = True
         if finish_reason == "stop" and self._calls:
             finish_reason = "tool_calls"
+        message = Message(
+            "assistant",
+            "".join(self._content),
+            tool_calls=tuple(self._calls),
+            reasoning="".join(self._thought) or None,
+        )
         return Completion(
-            message=Message("assistant", "".join(self._content), tool_calls=tuple(self._calls)),
+            message=message,
             prompt_token_ids=self._prompt_token_ids,
             token_ids=tuple(entry.token_id for entry in self._logprobs),
             logprobs=tuple(self._logprobs),
@@ -154,4 +187,5 @@ class Reply:
             weights_version=self._first.weights_version,
             prompt_logprobs=self._first.prompt_logprobs,
             stop_string=self._stops.found,
+            num_reasoning_tokens=self._num_reasoning_tokens,
         )

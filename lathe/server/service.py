@@ -88,7 +88,12 @@ class Service:
     async def stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
         """The reply's chunks, of all `n`, as they are sampled. Closing the iterator ends the reply."""
         completions: list[Completion] = []
-        chunks = self.llm.stream_tokens(turn.prompt_token_ids, turn.sampling, tools=turn.trajectory.tools)
+        chunks = self.llm.stream_tokens(
+            turn.prompt_token_ids,
+            turn.sampling,
+            tools=turn.trajectory.tools,
+            chat=bool(turn.trajectory.messages),
+        )
         with self.metrics.watch(turn.dialect, len(turn.prompt_token_ids), turn.started) as see:
             async with aclosing(chunks):
                 async for chunk in chunks:
@@ -141,6 +146,11 @@ class Service:
 def num_sampled(completions: Sequence[Completion]) -> int:
     """Tokens of all replies together. The prompt's are counted once, however many replies it got."""
     return sum(len(completion.token_ids) for completion in completions)
+
+
+def num_reasoning(completions: Sequence[Completion]) -> int:
+    """Those of them that were spent on thoughts."""
+    return sum(completion.num_reasoning_tokens for completion in completions)
 
 
 def log_turn(turn: Turn, completions: Sequence[Completion]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from lathe import LLM
 from lathe.engine.engine import EngineConfig
 from lathe.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from lathe.testing import ScriptedModel
+from lathe.text.chat_template import ChatTemplate
 from lathe.types import Message, SamplingParams, TokensDoNotExtend, Tool, Trajectory
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
@@ -166,3 +168,61 @@ def test_mistakes_are_named(smollm2):
         smollm2.generate([10**6])
     with pytest.raises(ModelNotFound):
         LLM("smolm2")
+
+
+TEMPLATES = Path(__file__).parent.parent / "text" / "templates"
+CALLING = '<think>\nThe clock.\n</think>\n\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+
+
+def thinker(*replies):
+    template = ChatTemplate((TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8"))
+    return ScriptedModel(*replies, template=template)
+
+
+def test_thoughts_stay_while_tools_are_called():
+    """Until the next question Qwen3's template repeats what was thought, so the tokens go on."""
+    model = thinker(CALLING, "<think>\nI see.\n</think>\n\nTuesday.")
+
+    async def turns():
+        talk = Trajectory((Message("user", "What day is it?"),), (Tool("now"),))
+        talk = talk.extend(await model.complete(talk))
+        assert talk.messages[-1].reasoning == "The clock."
+        (call,) = talk.messages[-1].tool_calls
+        talk = talk.add(Message("tool", "Tuesday", tool_call_id=call.id))
+        return talk, await model.complete(talk)
+
+    talk, completion = asyncio.run(turns())
+    assert talk.extend(completion).token_ids[: len(talk.token_ids)] == talk.token_ids
+    assert "<think>\nThe clock.\n</think>" in model.tokenizer.decode(completion.prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("reply", "options"),
+    [
+        ("<think>\nHm.\n</think>\n\nYes.", {}),
+        ("<think>\n\n</think>\n\nYes.", {}),
+        ("Yes.", {"enable_thinking": False}),
+    ],
+)
+def test_a_template_that_forgets_thoughts_gives_another_prompt(reply, options):
+    model = thinker(reply, "No.")
+
+    async def turns():
+        talk = Trajectory((Message("user", "Is it?"),), template_kwargs=options)
+        talk = talk.extend(await model.complete(talk)).add(Message("user", "Really?"))
+        return talk, await model.complete(talk)
+
+    talk, completion = asyncio.run(turns())
+    assert completion.prompt_token_ids == tuple(
+        model.template.encode(model.tokenizer, talk.messages, **options)
+    )
+    assert "think" not in model.tokenizer.decode(completion.prompt_token_ids).partition("Really?")[0]
+    with pytest.raises(TokensDoNotExtend):
+        talk.extend(completion)
+
+
+def test_raw_text_is_not_split_into_thought_and_answer():
+    words = "<think>\nHm.\n</think>\n\nYes."
+    model = thinker(words, words)
+    assert model.generate("Is it?").message == Message("assistant", words)
+    assert model.chat(ASK).message == Message("assistant", "Yes.", reasoning="Hm.")

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from lathe.engine.reply import Reply, StopStrings
 from lathe.engine.sequence import Sampled
 from lathe.testing import tiny_tokenizer
-from lathe.text.tool_calls import ToolCallParser
-from lathe.types import SamplingParams, TokenLogprob, Tool
+from lathe.text.reasoning import ReasoningParser
+from lathe.text.tool_calls import Reasoning, ToolCallParser
+from lathe.types import Message, SamplingParams, TokenLogprob, Tool
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.special_tokens["<|im_end|>"]
@@ -14,7 +15,7 @@ SHELL = Tool("bash", "", {"type": "object", "properties": {"command": {"type": "
 CALL = "<tool_call>\n<function=bash>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>"
 
 
-def read(text, *, tools=(), end=True, last="stop", **options):
+def read(text, *, tools=(), reasoning=None, end=True, last="stop", **options):
     """The chunks of a reply that says these words."""
     reply = Reply(
         0,
@@ -23,6 +24,7 @@ def read(text, *, tools=(), end=True, last="stop", **options):
         prompt_token_ids=(1, 2),
         eos_token_ids=frozenset({END}),
         parser=ToolCallParser(tools, "qwen3_coder") if tools else None,
+        reasoning=reasoning,
     )
     ids = TOKENIZER.encode(text, allow_special=True) + [END] * end
     chunks = []
@@ -118,3 +120,62 @@ def test_without_tools_tags_are_text():
 def test_control_tokens_in_the_middle_are_not_shown():
     chunks, _ = read("a<|im_start|>b")
     assert chunks[-1].completion.message.content == "ab"
+
+
+# Thoughts
+
+THOUGHT = "<think>\nLet me see.\n</think>\n\n"
+
+
+def test_a_thought_is_no_content():
+    chunks, _ = read(THOUGHT + "Yes.", reasoning=ReasoningParser())
+    completion = chunks[-1].completion
+    assert (completion.message.reasoning, completion.message.content) == ("Let me see.", "Yes.")
+    events = [event for chunk in chunks for event in chunk.events]
+    assert "".join(event.text for event in events if isinstance(event, Reasoning)) == "Let me see."
+    assert "".join(chunk.text for chunk in chunks) == "Yes."
+    assert completion.num_reasoning_tokens == len("<\nLet me see.\n>"), "each tag is one token here"
+
+
+def test_a_reply_without_a_thought_has_none():
+    for reasoning in (ReasoningParser(), None):
+        completion = read("Yes.", reasoning=reasoning)[0][-1].completion
+        assert completion.message.reasoning is None
+        assert completion.num_reasoning_tokens == 0
+
+
+def test_whoever_does_not_think_may_speak_of_tags():
+    text = "<think>\nis a tag.\n</think>\n"
+    assert read(text)[0][-1].completion.message == Message("assistant", text)
+
+
+@pytest.mark.parametrize("num_tokens", range(1, 14))
+def test_a_cut_thought_is_all_of_the_reply(num_tokens):
+    text = "Let me see.\n</think>\n\nYes."[:num_tokens]
+    chunks, _ = read(text, reasoning=ReasoningParser(starts_inside=True), end=False, last="length")
+    completion = chunks[-1].completion
+    assert completion.finish_reason == "length"
+    assert (completion.message.reasoning, completion.message.content) == (text.rstrip("\n"), "")
+    assert completion.num_reasoning_tokens == len(completion.token_ids) == num_tokens
+
+
+def test_a_turn_that_ends_in_its_thought_says_nothing():
+    completion = read("Hm", reasoning=ReasoningParser(starts_inside=True))[0][-1].completion
+    assert completion.message == Message("assistant", "", reasoning="Hm")
+    assert completion.num_reasoning_tokens == 2, "the end mark is no thought"
+
+
+def test_stop_strings_wait_for_the_answer():
+    text = "<think>\nEND? No END yet.\n\n</think>\n\nYes. END of it."
+    completion = read(text, stop=("END", "\n\n"), reasoning=ReasoningParser())[0][-1].completion
+    assert completion.message == Message("assistant", "Yes. ", reasoning="END? No END yet.")
+    assert completion.finish_reason == "stop"
+
+
+def test_a_call_in_a_thought_is_a_thought():
+    text = f"<think>\nI could call\n{CALL}\n</think>\n\nNow:\n{CALL}"
+    completion = read(text, tools=(SHELL,), reasoning=ReasoningParser())[0][-1].completion
+    assert completion.message.reasoning == f"I could call\n{CALL}"
+    assert completion.message.content == "Now:"
+    assert [call.arguments for call in completion.message.tool_calls] == [{"command": "ls"}]
+    assert completion.finish_reason == "tool_calls"
