@@ -25,8 +25,9 @@ from lathe.server.content import read_content
 from lathe.server.errors import BadRequest, describe_late
 from lathe.server.logprobs import entries_json, spoken
 from lathe.server.sampling import read_sampling
-from lathe.server.service import Service, Turn, num_sampled
+from lathe.server.service import Service, Turn, num_reasoning, num_sampled
 from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
+from lathe.server.thinking import thinking_options
 from lathe.text import tool_calls
 from lathe.text.tokenizer import Tokenizer
 from lathe.text.tool_arguments import json_text
@@ -149,7 +150,7 @@ def read_template_kwargs(request: ChatRequest) -> dict[str, Any]:
         if name in given:
             where = f"chat_template_kwargs.{name}"
             raise BadRequest(f"{where} can't be set: the request itself says it.", param=where)
-    return given
+    return thinking_options(request.reasoning_effort, request.enable_thinking) | given
 
 
 def read_chat_sampling(request: ChatRequest, default: SamplingParams) -> SamplingParams:
@@ -183,6 +184,8 @@ def whole_choice(
 ) -> dict[str, Any]:
     calls = completion.message.tool_calls
     message: dict[str, Any] = {"role": "assistant", "content": completion.message.content}
+    if completion.message.reasoning is not None:
+        message["reasoning_content"] = completion.message.reasoning
     if calls:
         message["content"] = completion.message.content or None
         message["tool_calls"] = [
@@ -245,6 +248,8 @@ def event_delta(event: tool_calls.Event) -> dict[str, Any] | None:
     match event:
         case tool_calls.Content(text):
             return {"content": text} if text else None
+        case tool_calls.Reasoning(text):
+            return {"reasoning_content": text}
         case tool_calls.CallStarted(index, id, name):
             function = {"name": name, "arguments": ""}
             return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
@@ -273,4 +278,5 @@ def usage(completions: Sequence[Completion]) -> dict[str, Any]:
         "completion_tokens": count,
         "total_tokens": num_prompt + count,
         "prompt_tokens_details": {"cached_tokens": completions[0].num_cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": num_reasoning(completions)},
     }

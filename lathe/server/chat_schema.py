@@ -84,7 +84,11 @@ class ChatRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     n: int | None = Field(None, ge=1, le=MAX_N)
 
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="counts more than the two below")
+    enable_thinking: bool | None = Field(
+        None, description="Qwen's switch; ignored by a model that never thinks"
+    )
+    reasoning_effort: str | None = Field(None, description="none turns thinking off")
     response_format: ResponseFormat | None = Field(None, description="text only, for now")
     logit_bias: dict[str, Any] | None = Field(None, description="not supported yet: must be empty")
 
@@ -103,6 +107,9 @@ class ReplyCall(BaseModel):
 class ReplyMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: str | None = Field(
+        None, description="what a thinking model thought before it answered"
+    )
     tool_calls: list[ReplyCall] | None = None
 
 
@@ -131,11 +138,16 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class ChatCompletion(BaseModel):
