@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,6 +13,7 @@ from prompt_toolkit.history import FileHistory
 from rich.console import Console
 
 from lathe.errors import PromptTooLong
+from lathe.text.tool_calls import Content, Event, Reasoning
 from lathe.types import Completion, Message, SamplingParams
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ A line that ends with a backslash goes on in the next one."""
 
 # A reply is a stranger's text: without these it can't move the cursor, retitle the window or ring the bell.
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+
+DIM, BRIGHT = "\x1b[2m", "\x1b[22m"
 
 
 def converse(
@@ -53,24 +56,27 @@ def converse(
             messages.pop()
             console.print(f"[red]{error}[/red] /clear forgets the conversation.", soft_wrap=True)
             continue
-        messages.append(Message("assistant", reply))
+        messages.append(reply)
 
 
-def show(chunks: Iterator[Chunk], out: TextIO, console: Console) -> str:
-    """Print a reply as it streams, then its speed. Returns its text, also when Ctrl-C cut it short."""
+def show(chunks: Iterator[Chunk], out: TextIO, console: Console) -> Message:
+    """Print a reply as it streams, then its speed. Returns it, also when Ctrl-C cut it short.
+
+    A thought is shown dimmed on a terminal, and not at all elsewhere: a script wants the answer.
+    """
     started = time.monotonic()
     first: float | None = None
     num_tokens = 0
-    texts: list[str] = []
+    events: list[Event] = []
     completion: Completion | None = None
     try:
         for chunk in chunks:
             first = first or time.monotonic()
             num_tokens += len(chunk.logprobs)
             completion = chunk.completion
-            texts.append(chunk.text)
-            out.write(chunk.text.translate(CONTROLS) if out.isatty() else chunk.text)
+            out.write(shown(chunk.events, events, out.isatty()))
             out.flush()
+            events += chunk.events
     except KeyboardInterrupt:
         chunks.close()  # type: ignore[attr-defined]  # a generator; closing it frees the reply's pages
     out.write("\n")
@@ -80,7 +86,23 @@ def show(chunks: Iterator[Chunk], out: TextIO, console: Console) -> str:
         console.print(
             f"[dim]{speed(num_tokens, started, first, time.monotonic())}  {reason}[/dim]\n", highlight=False
         )
-    return "".join(texts)
+    thought = "".join(event.text for event in events if isinstance(event, Reasoning))
+    content = "".join(event.text for event in events if isinstance(event, Content))
+    return Message("assistant", content, reasoning=thought or None)
+
+
+def shown(events: Sequence[Event], before: Sequence[Event], is_terminal: bool) -> str:
+    """What these events add to what was printed before them."""
+    text = ""
+    last = before[-1] if before else None
+    for event in events:
+        if isinstance(event, Reasoning) and is_terminal:
+            text += DIM + event.text.translate(CONTROLS) + BRIGHT
+        elif isinstance(event, Content):
+            text += "\n\n" if isinstance(last, Reasoning) and is_terminal else ""
+            text += event.text.translate(CONTROLS) if is_terminal else event.text
+        last = event
+    return text
 
 
 def speed(num_tokens: int, started: float, first: float, ended: float) -> str:
