@@ -21,6 +21,7 @@ from lathe.server.responses_schema import FunctionTool, ResponseObject, Response
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn
 from lathe.server.streaming import EventStream, answer, reply_or_events, sse
+from lathe.server.thinking import thinking_options
 from lathe.types import Message, SamplingParams, Tool, Trajectory
 
 EVENTS = (
@@ -56,7 +57,11 @@ def install(app: FastAPI, service: Service) -> None:
 async def read(request: ResponsesRequest, service: Service) -> Turn:
     """Raises BadRequest or TemplateError: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
-    trajectory = Trajectory(messages=read_input(request), tools=read_tools(request))
+    trajectory = Trajectory(
+        messages=read_input(request),
+        tools=read_tools(request),
+        template_kwargs=thinking_options(request.reasoning.effort if request.reasoning else None),
+    )
     sampling = read_responses_sampling(request, service.llm.default_sampling)
     try:
         return await service.prepare("responses", trajectory, sampling)

@@ -87,15 +87,12 @@ class ResponseWriter:
         self._logprobs: list[Json] = []  # of tokens whose text has not left yet
         self._answered = False
         self._cut_call: str | None = None
-        self._num_tokens = 0
-        self._num_reasoning_tokens = 0
 
     def begin(self) -> Iterator[Json]:
         yield self._event("response.created", response=self.response)
         yield self._event("response.in_progress", response=self.response)
 
     def feed(self, chunk: Chunk) -> Iterator[Json]:
-        self._num_tokens += len(chunk.logprobs)
         sampling = self._turn.sampling
         if sampling.logprobs is not None:
             entries = spoken(chunk.logprobs, sampling, self._tokenizer, chunk.completion)
@@ -122,7 +119,6 @@ class ResponseWriter:
             case Reasoning(text):
                 if self._open is None or self._open.kind != "reasoning":
                     yield from self._begin_item("reasoning")
-                self._num_reasoning_tokens = self._num_tokens
                 self._logprobs.clear()
                 yield from self._delta(text)
             case CallStarted():
@@ -210,7 +206,7 @@ class ResponseWriter:
             # Writing to the cache is what OpenAI bills; nothing is billed here.
             "input_tokens_details": {"cached_tokens": completion.num_cached_tokens, "cache_write_tokens": 0},
             "output_tokens": count,
-            "output_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
+            "output_tokens_details": {"reasoning_tokens": completion.num_reasoning_tokens},
             "total_tokens": num_prompt + count,
         }
 

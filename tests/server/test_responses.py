@@ -295,7 +295,15 @@ def write():
         written = list(writer.begin())
         for event in events:
             written += writer.feed(Chunk(0, (event,), (TokenLogprob(65, 0.0),)))
-        completion = Completion(Message("assistant"), (1,) * 10, (2,) * len(events), (), finish_reason, 4)
+        completion = Completion(
+            Message("assistant"),
+            (1,) * 10,
+            (2,) * len(events),
+            (),
+            finish_reason,
+            num_cached_tokens=4,
+            num_reasoning_tokens=sum(isinstance(event, Reasoning) for event in events),
+        )
         written += writer.feed(Chunk(0, (), (), completion))
         check(written)
         assert written[-1]["response"] == writer.response

@@ -124,6 +124,18 @@ def test_a_template_that_does_not_think_ignores_the_switch(ask, fields):
     assert reply.choices[0].message.content == "Four."
 
 
+def test_the_responses_dialect_thinks_too():
+    model = thinker(REPLY, "Four.")
+    with client_of(model) as client:
+        thought = client.responses.create(model="m", input="2+2?")
+        plain = client.responses.create(model="m", input="2+2?", reasoning={"effort": "none"})
+    assert [item.type for item in thought.output] == ["reasoning", "message"]
+    assert thought.output_text == plain.output_text == "Four."
+    assert thought.usage.output_tokens_details.reasoning_tokens == len("<\nTwo and two\nmake four.\n>")
+    assert [item.type for item in plain.output] == ["message"]
+    assert prompt_of(model).endswith(OFF)
+
+
 def test_a_thought_comes_back_in_the_history():
     call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
     messages = [
