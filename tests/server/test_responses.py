@@ -1,6 +1,7 @@
 """Replies of the responses dialect as OpenAI's own client sees them, over a socket. Words are scripted."""
 
 import json
+import time
 
 import httpx
 import openai
@@ -362,3 +363,20 @@ async def test_a_server_that_stops_says_so(write):
         "half a",
         "incomplete",
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_reply(stream):
+    model = ScriptedModel("endless " * 2000, delay_s=0.005)
+    with serve(model) as url, httpx.Client(base_url=url) as http:
+        if stream:
+            with http.stream("POST", "/v1/responses", json={**ASK, "stream": True}) as response:
+                next(response.iter_lines())
+                assert model.engine.num_open == 1
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/v1/responses", json=ASK, timeout=0.3)
+        deadline = time.monotonic() + 5
+        while model.engine.num_open and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert model.engine.num_open == 0
