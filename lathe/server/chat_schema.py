@@ -138,15 +138,18 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
-class CompletionTokensDetails(BaseModel):
-    reasoning_tokens: int
-
-
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class ChatUsage(Usage):
     completion_tokens_details: CompletionTokensDetails
 
 
@@ -156,7 +159,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
-    usage: Usage
+    usage: ChatUsage
 
 
 class ServedModel(BaseModel):
