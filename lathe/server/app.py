@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 import lathe
 from lathe.engine.llm import LLM
-from lathe.server import chat, completions, errors, metrics, responses
+from lathe.server import chat, completions, errors, infill, metrics, responses
 from lathe.server.chat_schema import Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
@@ -61,6 +61,7 @@ def create_app(
     chat.install(app, service)
     responses.install(app, service)
     completions.install(app, service)
+    infill.install(app, service)
     metrics.install(app, service.metrics)
     errors.install(app)
     app.add_middleware(LimitBody, max_bytes=max_body_bytes)

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -82,8 +82,7 @@ async def read(request: CompletionRequest, service: Service) -> CompletionReply:
     tokenizer = service.llm.tokenizer
     sampling = read_completion_sampling(request, service.llm.default_sampling)
     if request.suffix is not None:
-        stops = dict.fromkeys([*sampling.stop_token_ids, *fim.stop_token_ids(tokenizer)])
-        sampling = replace(sampling, stop_token_ids=tuple(stops))
+        sampling = fim.ending_middles(tokenizer, sampling)
     encoded = await asyncio.to_thread(encode_all, tokenizer, prompts, request.suffix)
     return CompletionReply(
         turns=tuple(

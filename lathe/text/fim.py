@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 from lathe.errors import UserError
 from lathe.text.tokenizer import Tokenizer
+from lathe.types import SamplingParams
 
 PREFIX, MIDDLE, SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
 REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
@@ -88,6 +89,12 @@ def fit(tokenizer: Tokenizer, prompt: FimPrompt, room: int) -> tuple[list[int], 
 def stop_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end a middle: those of Qwen's list that the tokenizer has."""
     return tuple(tokenizer.special_tokens[mark] for mark in STOPS if mark in tokenizer.special_tokens)
+
+
+def ending_middles(tokenizer: Tokenizer, sampling: SamplingParams) -> SamplingParams:
+    """The same sampling, ended by the tokens that end a middle as well."""
+    stops = dict.fromkeys([*sampling.stop_token_ids, *stop_token_ids(tokenizer)])
+    return replace(sampling, stop_token_ids=tuple(stops))
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[FimPrompt, str]:
