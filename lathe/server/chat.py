@@ -27,13 +27,11 @@ from lathe.server.logprobs import entries_json, spoken
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn, num_reasoning, num_sampled
 from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
-from lathe.server.thinking import thinking_options
+from lathe.server.thinking import template_options
 from lathe.text import tool_calls
 from lathe.text.tokenizer import Tokenizer
 from lathe.text.tool_arguments import json_text
 from lathe.types import Completion, Message, SamplingParams, TokenLogprob, Tool, ToolCall, Trajectory
-
-RENDERED_BY_US = ("messages", "tools", "add_generation_prompt", "tokenizer", "self")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,9 @@ async def read(request: ChatRequest, service: Service) -> ChatReply:
     trajectory = Trajectory(
         messages=tuple(read_message(message, i) for i, message in enumerate(request.messages)),
         tools=read_tools(request),
-        template_kwargs=read_template_kwargs(request),
+        template_kwargs=template_options(
+            request.chat_template_kwargs, request.reasoning_effort, request.enable_thinking
+        ),
     )
     sampling = read_chat_sampling(request, service.llm.default_sampling)
     return ChatReply(
@@ -142,15 +142,6 @@ def read_tool_choice(request: ChatRequest) -> str:
     if choice is None:
         return "auto"
     return choice if isinstance(choice, str) else choice.type
-
-
-def read_template_kwargs(request: ChatRequest) -> dict[str, Any]:
-    given = request.chat_template_kwargs or {}
-    for name in RENDERED_BY_US:
-        if name in given:
-            where = f"chat_template_kwargs.{name}"
-            raise BadRequest(f"{where} can't be set: the request itself says it.", param=where)
-    return thinking_options(request.reasoning_effort, request.enable_thinking) | given
 
 
 def read_chat_sampling(request: ChatRequest, default: SamplingParams) -> SamplingParams:

@@ -21,7 +21,7 @@ from lathe.server.responses_schema import FunctionTool, ResponseObject, Response
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn
 from lathe.server.streaming import EventStream, answer, reply_or_events, sse
-from lathe.server.thinking import thinking_options
+from lathe.server.thinking import template_options
 from lathe.types import Message, SamplingParams, Tool, Trajectory
 
 EVENTS = (
@@ -60,7 +60,11 @@ async def read(request: ResponsesRequest, service: Service) -> Turn:
     trajectory = Trajectory(
         messages=read_input(request),
         tools=read_tools(request),
-        template_kwargs=thinking_options(request.reasoning.effort if request.reasoning else None),
+        template_kwargs=template_options(
+            request.chat_template_kwargs,
+            request.reasoning.effort if request.reasoning else None,
+            request.enable_thinking,
+        ),
     )
     sampling = read_responses_sampling(request, service.llm.default_sampling)
     try:

@@ -91,7 +91,11 @@ class ResponsesRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[str] | None = None
     text: TextConfig | None = None
-    reasoning: Reasoning | None = None
+    reasoning: Reasoning | None = Field(None, description="effort none turns thinking off")
+    enable_thinking: bool | None = Field(
+        None, description="Qwen's switch; ignored by a model that never thinks"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="counts more than the two above")
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None

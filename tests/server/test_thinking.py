@@ -125,15 +125,45 @@ def test_a_template_that_does_not_think_ignores_the_switch(ask, fields):
 
 
 def test_the_responses_dialect_thinks_too():
-    model = thinker(REPLY, "Four.")
+    model = thinker(REPLY)
     with client_of(model) as client:
         thought = client.responses.create(model="m", input="2+2?")
-        plain = client.responses.create(model="m", input="2+2?", reasoning={"effort": "none"})
     assert [item.type for item in thought.output] == ["reasoning", "message"]
-    assert thought.output_text == plain.output_text == "Four."
+    assert thought.output_text == "Four."
     assert thought.usage.output_tokens_details.reasoning_tokens == len("<\nTwo and two\nmake four.\n>")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning": {"effort": "none"}},
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}, "reasoning": {"effort": "high"}},
+    ],
+)
+def test_the_responses_dialect_can_be_told_not_to_think(fields):
+    model = thinker("Four.")
+    with client_of(model) as client:
+        plain = client.responses.create(model="m", input="2+2?", extra_body=fields)
     assert [item.type for item in plain.output] == ["message"]
     assert prompt_of(model).endswith(OFF)
+
+
+@pytest.mark.parametrize("kept", ["content", "encrypted_content"])
+def test_a_thought_comes_back_in_the_items_of_responses(kept):
+    """Codex sends encrypted_content and no content; others send content."""
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    model = thinker(f"<think>\nThe clock.\n</think>\n\n{call}", "Monday.")
+    ask = {"tools": [{"type": "function", "name": "now"}], "include": ["reasoning.encrypted_content"]}
+    question = {"role": "user", "content": "What day was yesterday?"}
+    with client_of(model) as client:
+        first = client.responses.create(model="m", input=[question], **ask)
+        thought, called = (item.to_dict() for item in first.output)
+        thought = {key: thought[key] for key in ("type", "id", "summary", kept)}
+        result = {"type": "function_call_output", "call_id": called["call_id"], "output": "Tuesday"}
+        client.responses.create(model="m", input=[question, thought, called, result], **ask)
+    read, sampled = (model.tokenizer.decode(prompt) for prompt in model.engine.prompts)
+    assert sampled.startswith(f"{read}<think>\nThe clock.\n</think>\n\n{call}<|im_end|>")
 
 
 def test_a_thought_comes_back_in_the_history():
