@@ -113,13 +113,12 @@ class ResponseWriter:
                     self._space += text
                     if not self._space.strip():
                         return
-                    yield from self._begin_item("message")
-                    text, self._space = self._space, ""
-                yield from self._delta(text)
+                    yield from self._begin_message()
+                else:
+                    yield from self._delta(text)
             case Reasoning(text):
                 if self._open is None or self._open.kind != "reasoning":
                     yield from self._begin_item("reasoning")
-                self._logprobs.clear()
                 yield from self._delta(text)
             case CallStarted():
                 self._space = ""
@@ -128,6 +127,12 @@ class ResponseWriter:
                 yield from self._delta(text)
             case CallFinished():
                 yield from self._close("completed", call_is_whole=True)
+
+    def _begin_message(self) -> Iterator[Json]:
+        text, self._space = self._space, ""
+        yield from self._begin_item("message")
+        self._logprobs = last_entries(self._logprobs, text)
+        yield from self._delta(text)
 
     def _begin_item(
         self, kind: Literal["message", "reasoning", "function_call"], call: CallStarted | None = None
@@ -160,7 +165,6 @@ class ResponseWriter:
         if item is None:
             return
         if item.call is not None:
-            self._logprobs.clear()  # of the call's tokens, which are no text
             if not call_is_whole:
                 self._cut_call = item.call.name
                 return
@@ -181,8 +185,7 @@ class ResponseWriter:
     def _finish(self, completion: Completion) -> Iterator[Json]:
         reason = completion.finish_reason
         if not self._answered and (reason != "length" or self._open is None):
-            yield from self._begin_item("message")  # clients look for one, also in a reply without a word
-            yield from self._delta(self._space)
+            yield from self._begin_message()  # clients look for one, also in a reply without a word
         item = self._open
         if item is not None and item.kind == "message":
             item.logprobs += self._logprobs  # of a last half character
@@ -224,3 +227,12 @@ class ResponseWriter:
         event = {"type": kind, "sequence_number": self._num_events, **fields}
         self._num_events += 1
         return event
+
+
+def last_entries(entries: list[Json], text: str) -> list[Json]:
+    """The last entries that a message's first text takes: before them are tags, such as a thought's end."""
+    num_missing, start = len(text.encode()), len(entries)
+    while num_missing > 0 and start > 0:
+        start -= 1
+        num_missing -= len(entries[start]["bytes"])
+    return entries[start:]

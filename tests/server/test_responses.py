@@ -263,6 +263,15 @@ def test_logprobs_come_when_they_are_included():
     assert [entry["token"] for entry in deltas] == [entry.token for entry in some]
 
 
+def test_logprobs_leave_out_the_calls():
+    include = {"include": ["message.output_text.logprobs"], "tools": [SQUARE]}
+    with client_of(ScriptedModel(f"né.\n\n{call_text(1)}\n\nFin.")) as client:
+        first, _, last = client.responses.create(**ASK, **include).output
+    for item in (first, last):
+        (part,) = item.content
+        assert bytes(byte for entry in part.logprobs for byte in entry.bytes).decode() == part.text
+
+
 def test_an_error_in_mid_stream_is_response_failed():
     model = ScriptedModel("never")
 

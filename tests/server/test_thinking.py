@@ -133,6 +133,14 @@ def test_the_responses_dialect_thinks_too():
     assert thought.usage.output_tokens_details.reasoning_tokens == len("<\nTwo and two\nmake four.\n>")
 
 
+def test_logprobs_of_responses_cover_the_answer_alone():
+    model = thinker(REPLY)
+    with client_of(model) as client:
+        reply = client.responses.create(model="m", input="2+2?", include=["message.output_text.logprobs"])
+    entries = reply.output[1].content[0].logprobs
+    assert bytes(byte for entry in entries for byte in entry.bytes).decode() == "Four."
+
+
 @pytest.mark.parametrize(
     "fields",
     [
