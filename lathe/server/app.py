@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 import lathe
 from lathe.engine.llm import LLM
-from lathe.server import chat, completions, errors, infill, metrics, responses
+from lathe.server import chat, completions, errors, infill, metrics, responses, tokens
 from lathe.server.chat_schema import Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
@@ -62,6 +62,7 @@ def create_app(
     responses.install(app, service)
     completions.install(app, service)
     infill.install(app, service)
+    tokens.install(app, service)
     metrics.install(app, service.metrics)
     errors.install(app)
     app.add_middleware(LimitBody, max_bytes=max_body_bytes)

@@ -70,18 +70,22 @@ def install(app: FastAPI, service: Service) -> None:
 async def read(request: ChatRequest, service: Service) -> ChatReply:
     """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
-    trajectory = Trajectory(
+    sampling = read_chat_sampling(request, service.llm.default_sampling)
+    return ChatReply(
+        turn=await service.prepare("chat", read_trajectory(request), sampling),
+        model_id=service.answers_to(request.model),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+    )
+
+
+def read_trajectory(request: ChatRequest) -> Trajectory:
+    """The conversation. Raises BadRequest."""
+    return Trajectory(
         messages=tuple(read_message(message, i) for i, message in enumerate(request.messages)),
         tools=read_tools(request),
         template_kwargs=template_options(
             request.chat_template_kwargs, request.reasoning_effort, request.enable_thinking
         ),
-    )
-    sampling = read_chat_sampling(request, service.llm.default_sampling)
-    return ChatReply(
-        turn=await service.prepare("chat", trajectory, sampling),
-        model_id=service.answers_to(request.model),
-        include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
 
 

@@ -80,9 +80,7 @@ class Service:
         if len(prompt) >= llm.max_context:
             error = PromptTooLong(len(prompt), llm.max_context)
             raise BadRequest(str(error), param=param, code="context_length_exceeded")
-        if max(prompt) >= llm.engine.vocab_size:
-            message = f"{param} has the token id {max(prompt)}; this model has {llm.engine.vocab_size} ids."
-            raise BadRequest(message, param=param)
+        check_token_ids(llm, prompt, param)
         return Turn(dialect, Trajectory(()), tuple(prompt), sampling, started)
 
     async def stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
@@ -141,6 +139,14 @@ class Service:
                 if chunk.completion is not None:
                     completions[chunk.index] = chunk.completion
         return [completions[index] for index in sorted(completions)]
+
+
+def check_token_ids(llm: LLM, token_ids: Sequence[int], param: str) -> None:
+    """Raises BadRequest for an id that the model has no row for."""
+    highest = max(token_ids, default=0)
+    if highest >= llm.engine.vocab_size:
+        message = f"{param} has the token id {highest}; this model has {llm.engine.vocab_size} ids."
+        raise BadRequest(message, param=param)
 
 
 def num_sampled(completions: Sequence[Completion]) -> int:
