@@ -88,6 +88,7 @@ class Metrics:
             now = time.monotonic()
             if not first_at:
                 self.prompt_tokens.inc(num_prompt_tokens)
+                self.cached_prompt_tokens.inc(chunk.num_cached_tokens)
                 self.time_to_first_token.observe(now - started)
             first_at.setdefault(chunk.index, now)
             count = num_tokens[chunk.index] = num_tokens.get(chunk.index, 0) + len(chunk.logprobs)
@@ -96,8 +97,6 @@ class Metrics:
             if completion is None:
                 return
             self.successes.labels(dialect, completion.finish_reason).inc()
-            if chunk.index == 0:
-                self.cached_prompt_tokens.inc(completion.num_cached_tokens)
             if count > 1:
                 self.time_per_output_token.observe((now - first_at[chunk.index]) / (count - 1))
 
