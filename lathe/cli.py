@@ -112,7 +112,8 @@ def serve(
             out.print("[yellow]Anyone who reaches this machine may use the model: set --api-key.[/yellow]")
 
         def show_how_to_ask() -> None:
-            out.print(f"Serving at {url}/v1 (Ctrl-C stops). Try:", highlight=False, soft_wrap=True)
+            line = f"Serving at {url}/v1, and a chat page at {url} (Ctrl-C stops). Try:"
+            out.print(line, highlight=False, soft_wrap=True)
             print(run.curl_line(url, api_key), flush=True)
 
         run.run(create_app(llm, api_key=api_key, aliases=alias or ()), bound, show_how_to_ask)

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 import lathe
 from lathe.engine.llm import LLM
-from lathe.server import chat, completions, errors, infill, metrics, responses, tokens
+from lathe.server import chat, completions, errors, infill, metrics, page, responses, tokens
 from lathe.server.chat_schema import Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
@@ -64,6 +64,7 @@ def create_app(
     infill.install(app, service)
     tokens.install(app, service)
     metrics.install(app, service.metrics)
+    page.install(app)
     errors.install(app)
     app.add_middleware(LimitBody, max_bytes=max_body_bytes)
     if api_key is not None:

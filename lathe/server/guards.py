@@ -17,11 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lathe.engine.engine import EngineClosed
 from lathe.server.errors import error_body, error_response
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", "/")
 
 
 class RequireKey:
-    """Refuse with 401 every request without the key, but for /health."""
+    """Refuse with 401 every request without the key, but for /health and the chat page, which asks for it."""
 
     def __init__(self, app: ASGIApp, api_key: str):
         self.app = app
