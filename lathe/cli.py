@@ -88,6 +88,10 @@ def serve(
     alias: Annotated[
         list[str] | None, typer.Option(help="Another name that the model goes by. May be repeated.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write every conversation into this folder, as Rollouts."),
+    ] = None,
     max_context: MaxContext = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -105,18 +109,24 @@ def serve(
     # Before the model loads: a port in use is better known now than in some minutes.
     bound = run.bind(host, port)
     from lathe.server.app import create_app
+    from lathe.server.recorder import open_folder
 
+    if record is not None:
+        open_folder(record)
     with load(model, max_context, device, dtype, yarn, keep_fp8, out) as llm:
         url = run.base_url(bound)
         if not run.is_loopback(bound) and api_key is None:
             out.print("[yellow]Anyone who reaches this machine may use the model: set --api-key.[/yellow]")
+
+        if record is not None:
+            out.print(f"Every conversation is recorded in {record}.", highlight=False, soft_wrap=True)
 
         def show_how_to_ask() -> None:
             line = f"Serving at {url}/v1, and a chat page at {url} (Ctrl-C stops). Try:"
             out.print(line, highlight=False, soft_wrap=True)
             print(run.curl_line(url, api_key), flush=True)
 
-        run.run(create_app(llm, api_key=api_key, aliases=alias or ()), bound, show_how_to_ask)
+        run.run(create_app(llm, api_key=api_key, aliases=alias or (), record=record), bound, show_how_to_ask)
 
 
 @app.command()

@@ -1,9 +1,12 @@
 """A real server on a real socket, in a thread of the test's own process."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import openai
 
@@ -46,3 +49,25 @@ def wait_until(condition, timeout_s: float = 5.0) -> bool:
             return False
         time.sleep(0.002)
     return True
+
+
+def post(url: str, body: dict, num_sent: int | None = None) -> socket.socket:
+    """A request whose connection the test holds in its own hands, and perhaps the rest of its body."""
+    place = urlsplit(url)
+    connection = socket.create_connection((place.hostname, place.port))
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + payload[:num_sent])
+    return connection
+
+
+def read_until(connection: socket.socket, words: bytes) -> None:
+    connection.settimeout(20)
+    seen = b""
+    while words not in seen:
+        piece = connection.recv(4096)
+        assert piece, seen
+        seen += piece
