@@ -260,6 +260,27 @@ def info(
     info.show_memory(config, context or info.contexts_of(config), out)
 
 
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A .jsonl of rollouts, or a folder of them.")],
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer to read the ids with. As the records say.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Leave out no line of what the model read.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Show the tokens' ids, too.")] = False,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Show each sampled token with its log-probability.")
+    ] = False,
+) -> None:
+    """Show rollouts: what was said, and in green what would be trained on. Loads no weights."""
+    from lathe.jsonl import read_rollouts
+    from lathe.terminal.show import Detail, show_rollout, tokenizers
+
+    out, tokenizer_of = stdout(), tokenizers(model)
+    for rollout in read_rollouts(path):
+        show_rollout(rollout, tokenizer_of(rollout.model), out, Detail(full, ids, logprobs))
+
+
 def load(
     model: str,
     max_context: int | None,

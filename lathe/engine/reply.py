@@ -19,8 +19,8 @@ from lathe.types import Completion, FinishReason, Message, SamplingParams, Token
 class Chunk:
     """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only.
 
-    `num_cached_tokens`, `prompt_logprobs` and `weights_version` are the completion's, and known from the first
-    piece on.
+    `num_cached_tokens`, `prompt_logprobs` and `weights_version` are the completion's, and known from the
+    first piece on.
     """
 
     index: int

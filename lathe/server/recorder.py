@@ -23,7 +23,7 @@ from lathe.engine.llm import Chunk
 from lathe.errors import UserError
 from lathe.jsonl import Continues, Part, part_to_line
 from lathe.server.sessions import Conversation, Sessions, num_equal
-from lathe.text.tool_calls import CallFinished
+from lathe.text.tool_calls import CallFinished, Content, Reasoning
 from lathe.types import Completion, Message, Rollout, SamplingParams, Trajectory
 
 if TYPE_CHECKING:
@@ -173,9 +173,15 @@ def drawn_by(sampling: SamplingParams, index: int) -> SamplingParams:
 def cut_completion(prompt_token_ids: tuple[int, ...], chunks: list[Chunk]) -> Completion:
     """A reply that was ended from outside."""
     tokens = tuple(token for chunk in chunks for token in chunk.logprobs)
-    calls = tuple(event.call for chunk in chunks for event in chunk.events if isinstance(event, CallFinished))
+    events = [event for chunk in chunks for event in chunk.events]
+    message = Message(
+        "assistant",
+        "".join(event.text for event in events if isinstance(event, Content)),
+        tool_calls=tuple(event.call for event in events if isinstance(event, CallFinished)),
+        reasoning="".join(event.text for event in events if isinstance(event, Reasoning)) or None,
+    )
     return Completion(
-        message=Message("assistant", "".join(chunk.text for chunk in chunks), tool_calls=calls),
+        message=message,
         prompt_token_ids=prompt_token_ids,
         token_ids=tuple(token.token_id for token in tokens),
         logprobs=tokens,

@@ -82,7 +82,14 @@ class Service:
         return Turn(dialect, trajectory, prompt, sampling, started, session=session)
 
     def prepare_raw(
-        self, dialect: str, prompt: Sequence[int], sampling: SamplingParams, *, param: str, started: float
+        self,
+        dialect: str,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        param: str,
+        started: float,
+        session: str | None = None,
     ) -> Turn:
         """The turn of a raw prompt, which the request's field `param` gave. Raises BadRequest for one that
         the engine would refuse: a stream's status line has left by then."""
@@ -93,7 +100,7 @@ class Service:
             error = PromptTooLong(len(prompt), llm.max_context)
             raise BadRequest(str(error), param=param, code="context_length_exceeded")
         check_token_ids(llm, prompt, param)
-        return Turn(dialect, Trajectory(()), tuple(prompt), sampling, started)
+        return Turn(dialect, Trajectory(()), tuple(prompt), sampling, started, session=session)
 
     async def stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
         """The reply's chunks, of all `n`, as they are sampled. Closing the iterator ends the reply."""

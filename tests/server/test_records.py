@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,9 +18,11 @@ from lathe.errors import UserError
 from lathe.jsonl import read_rollouts
 from lathe.server.app import create_app
 from lathe.testing import ScriptedModel
+from lathe.text.chat_template import ChatTemplate
 from lathe.types import Rollout, SamplingParams, Trajectory
 
 HIDDEN = "<|fim_pad|>"
+TEMPLATES = Path(__file__).parents[1] / "text" / "templates"
 SYSTEM = {"role": "system", "content": "You are an agent."}
 TOOLS = [
     {
@@ -301,6 +304,49 @@ def test_a_session_names_the_parents_of_what_shares_no_words(tmp_path):
         *(None, None, agent.id, agent.id, agent.id, compacted.id)
     ]  # fmt: skip
     assert [each.parent for each in without.trajectories] == [None]
+
+
+def test_raw_text_is_recorded_without_messages(tmp_path):
+    model = ScriptedModel("one", "two", "again", "three", "else")
+    with client_of(model, record=tmp_path) as client:
+
+        def go_on(prompt: str, said: str) -> None:
+            assert client.completions.create(model="m", prompt=prompt).choices[0].text == said
+
+        go_on("a", "one")
+        go_on("aone<|im_end|>b", "two")
+        go_on("aone<|im_end|>b", "again")
+        go_on("aone<|im_end|>btwo<|im_end|>c", "three")
+        go_on("b", "else")
+    rollouts = sorted(read_rollouts(tmp_path), key=lambda rollout: len(rollout.trajectories))
+    for rollout in rollouts:
+        check(rollout)
+        assert all(trajectory.messages == () for trajectory in rollout.trajectories)
+    assert [len(rollout.trajectories) for rollout in rollouts] == [1, 2]
+    main, fork = rollouts[1].trajectories
+    assert model.tokenizer.decode(list(main.token_ids)) == "aone<|im_end|>btwo<|im_end|>cthree<|im_end|>"
+    assert model.tokenizer.decode(list(fork.token_ids)) == "aone<|im_end|>bagain<|im_end|>"
+    assert (fork.parent, sum(fork.loss_mask)) == (main.id, 6)
+
+
+def test_thoughts_stay_as_they_were_where_the_template_keeps_them(tmp_path):
+    """Qwen3's template keeps the thoughts of a chain of calls, and drops them when the user speaks again.
+    Most clients send none back."""
+    template = ChatTemplate((TEMPLATES / "qwen3.jinja").read_text())
+    thought = f"<think>\n{HIDDEN}Hm.\n</think>\n\n"
+    call = '<tool_call>\n{"name": "read", "arguments": {"path": "a.py"}}\n</tool_call>'
+    model = ScriptedModel(thought + call, thought + "Fine.", thought + "Bye.", template=template)
+    with client_of(model, record=tmp_path) as client:
+        talk = [user("Fix it.")]
+        for answer in (result("print(1)"), user("Thanks."), None):
+            message = ask(client, talk, tools=TOOLS)
+            assert "Hm." in message.pop("reasoning_content")
+            talk += [message, answer]
+    chain, later = only(tmp_path).trajectories
+    assert sampled(chain, model) == [f"{thought}{call}<|im_end|>", f"{thought}Fine.<|im_end|>"]
+    assert [message.reasoning for message in chain.messages if message.role == "assistant"] == ["Hm."] * 2
+    assert later.parent == chain.id
+    assert HIDDEN not in model.tokenizer.decode(list(model.engine.prompts[2]))
 
 
 # How replies end
