@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import openai
+from fastapi import FastAPI
 
 from lathe.engine.llm import LLM
 from lathe.server import run
@@ -18,10 +19,20 @@ from lathe.server.app import create_app
 @contextmanager
 def serve(llm: LLM, **options) -> Iterator[str]:
     """Yields the server's URL, without the /v1."""
+    try:
+        with serve_app(create_app(llm, **options)) as url:
+            yield url
+    finally:
+        llm.close()
+
+
+@contextmanager
+def serve_app(app: FastAPI) -> Iterator[str]:
+    """The same for an app that a test has made itself."""
     bound = run.bind("127.0.0.1", 0)
     url = run.base_url(bound)
     ready = threading.Event()
-    server = run.Server(create_app(llm, **options), ready.set)
+    server = run.Server(app, ready.set)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     assert ready.wait(10)
@@ -31,7 +42,6 @@ def serve(llm: LLM, **options) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
-        llm.close()
 
 
 @contextmanager
