@@ -45,11 +45,11 @@ def paged_attention(q_THd: Tensor, k_SKd: Tensor, v_SKd: Tensor, spans: Sequence
     outs = []
     for span in spans:
         rows = slice(span.start, span.start + span.num_queries)
-        outs.append(_attend(q_THd[rows], _read(k_SKd, span.slots), _read(v_SKd, span.slots)))
+        outs.append(_attend(q_THd[rows], read_slots(k_SKd, span.slots), read_slots(v_SKd, span.slots)))
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _read(cache_SKd: Tensor, slots: tuple[tuple[int, int], ...]) -> Tensor:
+def read_slots(cache_SKd: Tensor, slots: tuple[tuple[int, int], ...]) -> Tensor:
     """Keys or values of one sequence, [L, K, d]. A view when its pages are neighbours, as they mostly are."""
     runs = [cache_SKd[first:last] for first, last in slots]
     return runs[0] if len(runs) == 1 else torch.cat(runs)

@@ -4,9 +4,14 @@ On a CPU `F.linear` reads weights for one row on a single thread, and for two to
 for many: 14 and 8 GB/s where the machine reads 30. The product the other way round, W x^T with exactly four
 columns, takes a quick path at any of these counts (see docs/log.md). As four columns are
 always computed, a row's result does not depend on how many others there are.
+
+`invariant_linear` promises that for any number of rows, at some cost: the same bits whoever else is in the
+batch (batch invariance: He et al. 2025, "Defeating Nondeterminism in LLM Inference").
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +19,26 @@ from torch import Tensor, nn
 
 COLUMNS, MOST_ROWS = 4, 8
 SMALL = 2**16  # numbers: a matrix below this is not worth waking a second thread for
+TILE_ROWS, FEW_TILES, LARGE = 4, 16, 2**23
+
+
+class Arithmetic(Protocol):
+    """How a forward pass computes: `Quick`, or `Invariant` with the same bits in any batch."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b: [rows, in] -> [rows, out]."""
+        ...
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up (Shazeer 2020)."""
+        ...
 
 
 class Linear(nn.Linear):
-    """nn.Linear for x [..., in] of any number of rows."""
+    """nn.Linear for x [rows, in], computed as the caller wants it."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, arithmetic: Arithmetic | None = None) -> Tensor:
+        return (arithmetic or QUICK).linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,6 +50,35 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out if bias is None else out + bias
 
 
+def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b for x [rows, in]: a row gives the same bits alone, in any batch and at any place in it.
+
+    How many rows there are changes the order of a row's sum only where they leave one of the product's tiles
+    of four rows unfilled, so they are filled up. `is_invariant` asks the machine at hand.
+    """
+    num_rows = len(x)
+    if num_rows == 0:
+        return F.linear(x, weight, bias)
+    padded = F.pad(x, (0, 0, 0, -num_rows % TILE_ROWS))
+    if len(padded) <= FEW_TILES and weight.numel() >= LARGE:
+        # The same sums the other way round: a third less time for an output head and one row.
+        wide = F.pad(padded, (0, 0, 0, FEW_TILES - len(padded)))
+        out = torch.mm(weight, wide.T).T[:num_rows].contiguous()
+    else:
+        out = F.linear(padded, weight)[:num_rows]
+    return out if bias is None else out + bias
+
+
+@torch.inference_mode()
+def is_invariant(weight: Tensor) -> bool:
+    """Whether `invariant_linear` keeps its promise for this matrix on this machine, tried on random rows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    whole = invariant_linear(x, weight)
+    cuts = [(0, 1), (39, 40), (3, 5), (5, 12), (0, 13), (7, 24), (1, 34)]
+    return all(torch.equal(invariant_linear(x[a:b], weight), whole[a:b]) for a, b in cuts)
+
+
 def gains(x: Tensor, weight: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 2 and weight.numel() >= SMALL
 
@@ -39,3 +86,27 @@ def gains(x: Tensor, weight: Tensor) -> bool:
 def _four_columns(x: Tensor, weight: Tensor) -> Tensor:
     padded = F.pad(x, (0, 0, 0, COLUMNS - len(x)))
     return torch.mm(weight, padded.T)[:, : len(x)].T
+
+
+class Quick:
+    """The fastest way to each number."""
+
+    linear = staticmethod(linear)
+
+    @staticmethod
+    def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * up
+
+
+class Invariant:
+    """A row's numbers have the same bits whatever else is computed."""
+
+    linear = staticmethod(invariant_linear)
+
+    @staticmethod
+    def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+        # F.silu computes the last few of a thread's numbers with another exponential than the rest.
+        return gate / (1 + torch.exp(-gate)) * up
+
+
+QUICK, INVARIANT = Quick(), Invariant()

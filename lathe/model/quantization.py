@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.model.config import ModelConfig
-from lathe.model.linear import linear
+from lathe.model.linear import QUICK, Arithmetic
 from lathe.model.transformer import Experts, Transformer
 
 BLOCK = 128
@@ -90,8 +90,9 @@ class Fp8Linear(nn.Module):
         self.weight_scale_inv = scale_parameter(num_blocks(rows), num_blocks(columns), device=device)
         self.bias = wide.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, dequantize_blocks(self.weight, self.weight_scale_inv, x.dtype), self.bias)
+    def forward(self, x: Tensor, arithmetic: Arithmetic | None = None) -> Tensor:
+        weight = dequantize_blocks(self.weight, self.weight_scale_inv, x.dtype)
+        return (arithmetic or QUICK).linear(x, weight, self.bias)
 
 
 class Fp8Experts(nn.Module):

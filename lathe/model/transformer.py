@@ -1,7 +1,7 @@
 """The decoder: dense or with experts, one forward pass for training and for serving.
 
 All sequences of a step lie one after another in a single axis; there is no batch axis and no padding. How
-attention reads other tokens, and how experts are computed, is passed in.
+attention reads other tokens, how experts are computed and with which arithmetic is passed in.
 
 Shapes: T tokens of the step, D hidden size, H query heads, K key-value heads, d head dimension, V vocabulary,
 E experts, k experts per token, I intermediate size.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.model.config import ModelConfig
-from lathe.model.linear import Linear, linear
+from lathe.model.linear import QUICK, Arithmetic, Linear
 from lathe.model.rope import rope_tables, rotate
 
 # (layer, q_THd, k_TKd, v_TKd) -> out_THd
@@ -56,20 +56,25 @@ class Transformer(nn.Module):
         )
 
     def forward(
-        self, token_ids_T: Tensor, positions_T: Tensor, attend: Attend, run_experts: RunExperts
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        attend: Attend,
+        run_experts: RunExperts,
+        arithmetic: Arithmetic = QUICK,
     ) -> Tensor:
         """Hidden states [T, D] after the last norm, for `logits`. Positions count within each sequence."""
         rope = rope_tables(self.config, positions_T)
         x_TD = self.embed_tokens(token_ids_T)
         for layer in self.layers:
-            x_TD = layer(x_TD, rope, attend, run_experts)
+            x_TD = layer(x_TD, rope, attend, run_experts, arithmetic)
         return self.norm(x_TD)
 
-    def logits(self, hidden_TD: Tensor) -> Tensor:
+    def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic = QUICK) -> Tensor:
         """Scores of every token of the vocabulary, [T, V]. Pass only the rows that are needed: V is large."""
         if self.lm_head is None:
-            return linear(hidden_TD, self.embed_tokens.weight)
-        return self.lm_head(hidden_TD)
+            return arithmetic.linear(hidden_TD, self.embed_tokens.weight)
+        return self.lm_head(hidden_TD, arithmetic)
 
 
 class DecoderLayer(nn.Module):
@@ -81,10 +86,15 @@ class DecoderLayer(nn.Module):
         self.mlp = MoE(config, **factory) if config.is_sparse(layer) else MLP(config, **factory)
 
     def forward(
-        self, x_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, run_experts: RunExperts
+        self,
+        x_TD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attend: Attend,
+        run_experts: RunExperts,
+        arithmetic: Arithmetic,
     ) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, attend)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), run_experts)
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, attend, arithmetic)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), run_experts, arithmetic)
 
 
 class Attention(nn.Module):
@@ -100,15 +110,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
 
-    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, arithmetic: Arithmetic
+    ) -> Tensor:
         heads = (-1, self.head_dim)
-        q_THd = self.q_proj(x_TD).unflatten(-1, heads)
-        k_TKd = self.k_proj(x_TD).unflatten(-1, heads)
-        v_TKd = self.v_proj(x_TD).unflatten(-1, heads)
+        q_THd = self.q_proj(x_TD, arithmetic).unflatten(-1, heads)
+        k_TKd = self.k_proj(x_TD, arithmetic).unflatten(-1, heads)
+        v_TKd = self.v_proj(x_TD, arithmetic).unflatten(-1, heads)
         if self.q_norm is not None and self.k_norm is not None:
             q_THd, k_TKd = self.q_norm(q_THd), self.k_norm(k_TKd)
         out_THd = attend(self.layer, rotate(q_THd, *rope), rotate(k_TKd, *rope), v_TKd)
-        return self.o_proj(out_THd.flatten(-2))
+        return self.o_proj(out_THd.flatten(-2), arithmetic)
 
 
 class MLP(nn.Module):
@@ -120,8 +132,9 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False, **factory)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False, **factory)
 
-    def forward(self, x_TD: Tensor, run_experts: RunExperts) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+    def forward(self, x_TD: Tensor, run_experts: RunExperts, arithmetic: Arithmetic) -> Tensor:
+        inner_TI = arithmetic.swiglu(self.gate_proj(x_TD, arithmetic), self.up_proj(x_TD, arithmetic))
+        return self.down_proj(inner_TI, arithmetic)
 
 
 class MoE(nn.Module):
@@ -134,16 +147,16 @@ class MoE(nn.Module):
         self.gate = Linear(config.hidden_size, config.num_experts, bias=False, **factory)
         self.experts = Experts(config, **factory)
 
-    def forward(self, x_TD: Tensor, run_experts: RunExperts) -> Tensor:
-        expert_ids_Tk, weights_Tk = self.route(x_TD)
+    def forward(self, x_TD: Tensor, run_experts: RunExperts, arithmetic: Arithmetic) -> Tensor:
+        expert_ids_Tk, weights_Tk = self.route(x_TD, arithmetic)
         return run_experts(x_TD, self.experts.gate_up(), self.experts.down(), expert_ids_Tk, weights_Tk)
 
-    def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def route(self, x_TD: Tensor, arithmetic: Arithmetic = QUICK) -> tuple[Tensor, Tensor]:
         """Expert ids and their weights, each [T, k], best first.
 
         The softmax runs over all experts, before the choice, and in fp32: bf16 makes ties of close experts.
         """
-        probs_TE = self.gate(x_TD).softmax(-1, dtype=torch.float32)
+        probs_TE = self.gate(x_TD, arithmetic).softmax(-1, dtype=torch.float32)
         weights_Tk, expert_ids_Tk = probs_TE.topk(self.num_experts_per_tok, dim=-1)
         if self.norm_topk_prob:
             weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
