@@ -88,15 +88,21 @@ def serve(
     alias: Annotated[
         list[str] | None, typer.Option(help="Another name that the model goes by. May be repeated.")
     ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write every conversation into this folder, as Rollouts."),
-    ] = None,
     max_context: MaxContext = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     yarn: Yarn = None,
     keep_fp8: KeepFp8 = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="The same reply to the same seeded request, bit for bit, under any load. Slower.",
+        ),
+    ] = False,
+    speculate: Annotated[
+        bool, typer.Option(help="Guess repeated words ahead, where that pays. Changes no reply.")
+    ] = True,
 ) -> None:
     """Serve a model behind an OpenAI-compatible endpoint."""
     import logging
@@ -109,24 +115,19 @@ def serve(
     # Before the model loads: a port in use is better known now than in some minutes.
     bound = run.bind(host, port)
     from lathe.server.app import create_app
-    from lathe.server.recorder import open_folder
 
-    if record is not None:
-        open_folder(record)
-    with load(model, max_context, device, dtype, yarn, keep_fp8, out) as llm:
+    engine_options = {"deterministic": deterministic} | ({} if speculate else {"max_drafts": 0})
+    with load(model, max_context, device, dtype, yarn, keep_fp8, out, **engine_options) as llm:
         url = run.base_url(bound)
         if not run.is_loopback(bound) and api_key is None:
             out.print("[yellow]Anyone who reaches this machine may use the model: set --api-key.[/yellow]")
-
-        if record is not None:
-            out.print(f"Every conversation is recorded in {record}.", highlight=False, soft_wrap=True)
 
         def show_how_to_ask() -> None:
             line = f"Serving at {url}/v1, and a chat page at {url} (Ctrl-C stops). Try:"
             out.print(line, highlight=False, soft_wrap=True)
             print(run.curl_line(url, api_key), flush=True)
 
-        run.run(create_app(llm, api_key=api_key, aliases=alias or (), record=record), bound, show_how_to_ask)
+        run.run(create_app(llm, api_key=api_key, aliases=alias or ()), bound, show_how_to_ask)
 
 
 @app.command()
@@ -260,27 +261,6 @@ def info(
     info.show_memory(config, context or info.contexts_of(config), out)
 
 
-@app.command()
-def show(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A .jsonl of rollouts, or a folder of them.")],
-    model: Annotated[
-        str | None, typer.Option(help="Whose tokenizer to read the ids with. As the records say.")
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Leave out no line of what the model read.")] = False,
-    ids: Annotated[bool, typer.Option("--ids", help="Show the tokens' ids, too.")] = False,
-    logprobs: Annotated[
-        bool, typer.Option("--logprobs", help="Show each sampled token with its log-probability.")
-    ] = False,
-) -> None:
-    """Show rollouts: what was said, and in green what would be trained on. Loads no weights."""
-    from lathe.jsonl import read_rollouts
-    from lathe.terminal.show import Detail, show_rollout, tokenizers
-
-    out, tokenizer_of = stdout(), tokenizers(model)
-    for rollout in read_rollouts(path):
-        show_rollout(rollout, tokenizer_of(rollout.model), out, Detail(full, ids, logprobs))
-
-
 def load(
     model: str,
     max_context: int | None,
@@ -289,8 +269,11 @@ def load(
     yarn: float | None,
     keep_fp8: bool,
     out: Console,
+    **engine_options: Any,
 ) -> LLM:
-    """The model, with a bar while it loads and a line about the context that its cache gives."""
+    """The model, with a bar while it loads and a line about the context that its cache gives.
+
+    `engine_options` are fields of EngineConfig."""
     dtypes = ("auto", "float32", "bfloat16", "float16")
     if dtype not in dtypes:
         raise UserError(f"{dtype} is no dtype: choose one of {', '.join(dtypes)}.")
@@ -308,7 +291,7 @@ def load(
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             yarn=yarn,
             keep_fp8=keep_fp8,
-            engine_config=EngineConfig(max_context=max_context),
+            engine_config=EngineConfig(max_context=max_context, **engine_options),
             progress=report,
         )
     out.print(f"{llm.model_id}: {llm.engine.describe()}", highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The engine: continuous batching of token sequences through one model, on a thread of its own.
 
 `submit` takes prompt ids and a function to report to; `_step` = schedule, run, sample, report.
+All that touches the model or the cache happens on that thread; other threads leave word in `_wake`'s care.
 Text is none of its business: tokenizing, stop strings and tool calls live in `reply.py` and `llm.py`.
 """
 
@@ -9,24 +10,29 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from lathe.engine.kv_cache import (
     PAGE_SIZE,
     KVCache,
-    PagePool,
     available_memory,
     bytes_per_token,
     pages_for,
 )
+from lathe.engine.prefix_cache import PrefixCache
 from lathe.engine.runner import Runner
-from lathe.engine.sampler import check_sampling, sample
-from lathe.engine.scheduler import Scheduler
+from lathe.engine.sampler import check_sampling, report_token, sample
+from lathe.engine.scheduler import Scheduler, Share
 from lathe.engine.sequence import Sampled, Sequence
+from lathe.engine.speculation import Gate
 from lathe.engine.stats import EngineStats
+from lathe.engine.updates import Running, WeightUpdate, check_weights, put_weights
 from lathe.errors import InvalidRequest, LatheError, PromptTooLong, UserError
 from lathe.model.transformer import Transformer
 from lathe.types import FinishReason, SamplingParams, TokenLogprob
@@ -36,7 +42,12 @@ logger = logging.getLogger("lathe.engine")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """`max_context` and `kv_memory_bytes` are found from the model and the free memory when None."""
+    """`max_context` and `kv_memory_bytes` are found from the model and the free memory when None.
+
+    `deterministic` makes every reply so, not only those that ask for it. `max_drafts` is the most tokens that
+    are guessed at once (0: never), and `max_draft_rows` the most that a step reads while it guesses: a CPU
+    computes up to eight rows for little more than one.
+    """
 
     max_num_seqs: int = 64
     max_context: int | None = None
@@ -45,6 +56,10 @@ class EngineConfig:
     prefill_chunk: int = 512
     # While others decode, a prompt is read in smaller pieces, so that their next token is not held up.
     prefill_chunk_when_busy: int = 128
+    prefix_cache: bool = True
+    deterministic: bool = False
+    max_drafts: int = 7
+    max_draft_rows: int = 8
 
 
 class EngineClosed(LatheError):
@@ -72,7 +87,8 @@ class Engine:
                 f"A context of {self.config.max_context} tokens was asked for, but the free memory holds "
                 f"{self.max_context}. Ask for less, or close what else uses the memory."
             )
-        self.pool = PagePool(num_pages)
+        self.pool = PrefixCache(num_pages)
+        self.gate = Gate()
         self.runner = Runner(
             model.eval(), KVCache(model.config, num_pages, dtype=dtype, device=weight.device)
         )
@@ -81,8 +97,13 @@ class Engine:
             max_num_seqs=self.config.max_num_seqs,
             prefill_chunk=self.config.prefill_chunk,
             prefill_chunk_when_busy=self.config.prefill_chunk_when_busy,
+            prefix_cache=self.config.prefix_cache,
+            draft=self._draft,
         )
+        self._is_invariant: bool | None = None  # known once somebody asked for it
         self._submitted: list[Sequence] = []
+        self._updates: deque[WeightUpdate] = deque()
+        self._aborting = False
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="lathe-engine", daemon=True)
@@ -102,6 +123,8 @@ class Engine:
         says why it ended. `max_tokens` beyond the context's end is as good as None.
         """
         check_sampling(sampling)
+        if self.config.deterministic:
+            sampling = replace(sampling, deterministic=True)
         if len(prompt_token_ids) >= self.max_context:
             raise PromptTooLong(len(prompt_token_ids), self.max_context)
         if not prompt_token_ids:
@@ -124,6 +147,31 @@ class Engine:
         with self._wake:
             sequence.cancelled = True
             self._wake.notify()
+
+    def abort_all(self) -> None:
+        """End every reply now, with what it has: its last report says "abort"."""
+        with self._wake:
+            self._aborting = True
+            self._wake.notify()
+
+    def update_weights(
+        self, weights: Mapping[str, Tensor], *, version: int | None = None, running: Running = "finish"
+    ) -> int:
+        """Replace weights, all or some, by their names in the model's state_dict. Blocks until they serve.
+
+        Replies in the making finish with the old weights while new ones wait; or, with "continue", go on at
+        once: what they hold is read anew by the new weights, so that every token's log-probability is that of
+        one version. The version is `version`, or one more than before. Raises InvalidRequest before anything
+        is changed.
+        """
+        check_weights(self.runner.model, weights)
+        update = WeightUpdate(weights, version, running)
+        with self._wake:
+            if self._closing:
+                raise EngineClosed("the engine is shut down")
+            self._updates.append(update)
+            self._wake.notify()
+        return update.done.result()
 
     def close(self) -> None:
         """Stop the thread. Replies in the making end with EngineClosed."""
@@ -155,26 +203,62 @@ class Engine:
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             num_pages=self.pool.num_pages,
-            num_free_pages=self.pool.num_free,
+            num_free_pages=self.pool.num_free - self.pool.num_idle,
+            num_cached_pages=self.pool.num_idle,
+            num_draft_tokens=self.gate.num_proposed,
+            num_accepted_tokens=self.gate.num_accepted,
         )
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._closing or self._submitted or self.scheduler.has_work):
+                while not (
+                    self._closing
+                    or self._aborting
+                    or self._submitted
+                    or self._updates
+                    or self.scheduler.has_work
+                ):
                     self._wake.wait()
                 for sequence in self._submitted:
                     self.scheduler.add(sequence)
                 self._submitted = []
-                closing = self._closing
+                closing, aborting, self._aborting = self._closing, self._aborting, False
             if closing:
-                self._end_all(EngineClosed("the engine was shut down"))
+                self._end_all(Sampled(error=EngineClosed("the engine was shut down")))
+                for update in self._updates:
+                    update.done.set_exception(EngineClosed("the engine was shut down"))
                 return
             try:
+                if aborting:
+                    self._end_all(Sampled(finish_reason="abort", weights_version=self.weights_version))
+                self._update()
                 self._step()
             except Exception as error:  # the boundary: a bug ends the replies it hit, not the server
                 logger.exception("a step failed; its replies end with an error")
-                self._end_all(error)
+                self._end_all(Sampled(error=error))
+
+    def _update(self) -> None:
+        """Put new weights in place, if some wait and their moment has come."""
+        while self._updates:
+            update = self._updates[0]
+            if update.running == "finish" and (self.scheduler.running or self._has_begun()):
+                break
+            for sequence in reversed(self.scheduler.running):
+                self.scheduler.give_way(sequence)
+            self.pool.forget_all()
+            self._updates.popleft()
+            try:
+                put_weights(self.runner.model, update.weights)
+            except Exception as error:  # told to who asked for it; what the model holds now is theirs to mend
+                update.done.set_exception(error)
+                continue
+            self.weights_version = self.weights_version + 1 if update.version is None else update.version
+            update.done.set_result(self.weights_version)
+        self.scheduler.admits = not self._updates
+
+    def _has_begun(self) -> bool:
+        return any(sequence.num_cached is not None for sequence in self.scheduler.waiting)
 
     def _step(self) -> None:
         for sequence in [s for s in (*self.scheduler.running, *self.scheduler.waiting) if s.cancelled]:
@@ -182,19 +266,99 @@ class Engine:
         shares = self.scheduler.schedule()
         if not shares:
             return
-        logits = self.runner.run(shares)
-        samplers = [share.sequence for share in shares if share.samples]
-        for share in shares:
-            share.sequence.num_computed += share.num_tokens
-        for sequence, token in zip(samplers, sample(logits, samplers), strict=True):
-            self._append(sequence, token)
+        invariant = any(share.sequence.sampling.deterministic for share in shares)
+        if invariant and not self._can_be_invariant():
+            self._refuse_deterministic()
+            return
+        started = time.perf_counter()
+        logits_RV = self.runner.run(shares, invariant=invariant)
+        rows_of_shares = logits_RV.split([share.num_rows for share in shares])
+        if all(share.num_tokens == 1 for share in shares):
+            num_guessing = sum(bool(share.drafts) for share in shares)
+            self.gate.note_step(time.perf_counter() - started, num_guessing)
+        for share, rows_RV in zip(shares, rows_of_shares, strict=True):
+            self._take(share, rows_RV)
 
-    def _append(self, sequence: Sequence, token: TokenLogprob) -> None:
+    def _take(self, share: Share, rows_RV: Tensor) -> None:
+        """What a step found out for one sequence: scores of its prompt, and the tokens that come next."""
+        sequence, samples = share.sequence, share.samples
+        if share.scores_prompt:
+            self._score_prompt(sequence, rows_RV)
+        self.scheduler.computed(sequence, share.num_tokens)
+        if not samples:
+            return
+        if sequence.max_new_tokens == 0:
+            self.scheduler.remove(sequence)
+            self._report(sequence, self._sampled(sequence, None, "length"))
+            return
+        num_accepted = 0
+        for logits_V, draft in zip(rows_RV[-1 - len(share.drafts) :], (*share.drafts, None), strict=True):
+            try:
+                token = sample(logits_V, sequence)
+            except LatheError as error:
+                self._end(sequence, error)
+                break
+            if self._append(sequence, token) or token.token_id != draft:
+                break
+            # The guess was right, so the step has read this token, too.
+            self.scheduler.computed(sequence, 1)
+            num_accepted += 1
+        if share.drafts:
+            sequence.lookup.note(len(share.drafts), num_accepted)
+            self.gate.note_guess(len(share.drafts), num_accepted)
+
+    def _score_prompt(self, sequence: Sequence, rows_RV: Tensor) -> None:
+        """Each row scores the token that follows it. Nothing precedes the first."""
+        scores, prompt = sequence.prompt_logprobs, sequence.prompt_token_ids
+        if not scores:
+            scores.append(None)
+        first = sequence.num_computed + 1
+        for place, logits_V in enumerate(rows_RV, start=first):
+            if place == len(scores) and place < len(prompt):
+                scores.append(report_token(prompt[place], logits_V, sequence.sampling.prompt_logprobs or 0))
+
+    def _draft(self, sequence: Sequence, num_decoding: int) -> tuple[int, ...]:
+        """Tokens that the sequence may be about to say; none where guessing does not pay."""
+        room = sequence.max_new_tokens - sequence.num_new - 1
+        most = min(self.config.max_drafts, self.config.max_draft_rows // num_decoding - 1, room)
+        if most < 1 or not self.gate.is_open:
+            return ()
+        return sequence.lookup.propose(sequence.token_ids, most)
+
+    def _can_be_invariant(self) -> bool:
+        if self._is_invariant is None:
+            self._is_invariant = self.runner.is_invariant()
+        return self._is_invariant
+
+    def _refuse_deterministic(self) -> None:
+        error = InvalidRequest(
+            "deterministic is not possible here: this machine's matrix products give a row other bits in "
+            "another batch. Leave it out; with a seed or at temperature 0, replies differ at near-ties only."
+        )
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            if sequence.sampling.deterministic:
+                self._end(sequence, error)
+
+    def _append(self, sequence: Sequence, token: TokenLogprob) -> bool:
+        """The sequence goes on with this token. True if the reply ends with it."""
         sequence.token_ids.append(token.token_id)
         finish_reason = self._finish_reason(sequence, token.token_id)
         if finish_reason is not None:
             self.scheduler.remove(sequence)
-        self._report(sequence, Sampled(token, finish_reason, weights_version=self.weights_version))
+        self._report(sequence, self._sampled(sequence, token, finish_reason))
+        return finish_reason is not None
+
+    def _sampled(
+        self, sequence: Sequence, token: TokenLogprob | None, finish_reason: FinishReason | None
+    ) -> Sampled:
+        is_first = sequence.num_new <= 1
+        return Sampled(
+            token,
+            finish_reason,
+            num_cached_tokens=sequence.num_cached or 0,
+            weights_version=self.weights_version,
+            prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first else (),
+        )
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         sampling = sequence.sampling
@@ -204,11 +368,15 @@ class Engine:
             return "stop"
         return "length" if sequence.num_new >= sequence.max_new_tokens else None
 
-    def _end_all(self, error: Exception) -> None:
+    def _end(self, sequence: Sequence, error: Exception) -> None:
+        self.scheduler.remove(sequence)
+        self._report(sequence, Sampled(error=error))
+
+    def _end_all(self, last: Sampled) -> None:
         # What was submitted since the step began is none of it: another thread may be adding to that list.
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
             self.scheduler.remove(sequence)
-            self._report(sequence, Sampled(error=error))
+            self._report(sequence, last)
 
     def _report(self, sequence: Sequence, sampled: Sampled) -> None:
         if sequence.cancelled:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from lathe.engine.kv_cache import KVCache
 from lathe.engine.scheduler import Share
-from lathe.kernels.attention import paged_attention
+from lathe.kernels.attention import Span, paged_attention
 from lathe.kernels.experts import grouped_experts
+from lathe.kernels.invariant_attention import invariant_paged_attention
+from lathe.model.linear import INVARIANT, QUICK, Arithmetic, is_invariant
 from lathe.model.transformer import Transformer
+
+invariant_experts = partial(grouped_experts, linear=INVARIANT.linear, swiglu=INVARIANT.swiglu)
 
 
 class Runner:
@@ -20,33 +26,63 @@ class Runner:
         self.cache = cache
 
     @torch.inference_mode()
-    def run(self, shares: list[Share]) -> Tensor:
-        """Reads every share's tokens. Returns logits [shares that sample, vocabulary], in their order."""
+    def run(self, shares: list[Share], *, invariant: bool = False) -> Tensor:
+        """Reads every share's tokens. Returns logits [rows, vocabulary]: `num_rows` of each share, in order.
+
+        `invariant` computes each sequence's numbers with the same bits whatever else the step holds.
+        """
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         spans = []
-        last_rows = []
+        rows: list[int] = []
         for share in shares:
             sequence, first = share.sequence, share.sequence.num_computed
             last = first + share.num_tokens
-            spans.append(sequence.span(len(token_ids), share.num_tokens))
+            end = last + len(share.drafts)
+            spans.append(sequence.span(len(token_ids), end - first))
             token_ids += sequence.token_ids[first:last]
-            positions += range(first, last)
-            slots += sequence.slots(first, last)
-            if share.samples:
-                last_rows.append(len(token_ids) - 1)
+            token_ids += share.drafts
+            positions += range(first, end)
+            slots += sequence.slots(first, end)
+            rows += range(len(token_ids) - share.num_rows, len(token_ids))
         device = self.cache.keys.device
         slots_T = torch.tensor(slots, device=device)
 
         def attend(layer: int, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
             self.cache.write(layer, slots_T, k_TKd, v_TKd)
-            return paged_attention(q_THd, self.cache.keys[layer], self.cache.values[layer], spans)
+            return attention(q_THd, self.cache.keys[layer], self.cache.values[layer], spans)
+
+        attention = invariant_paged_attention if invariant else paged_attention
+        experts = invariant_experts if invariant else grouped_experts
+        arithmetic: Arithmetic = INVARIANT if invariant else QUICK
 
         hidden_TD = self.model(
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
             attend,
-            grouped_experts,
+            experts,
+            arithmetic,
         )
-        return self.model.logits(hidden_TD[torch.tensor(last_rows, device=device, dtype=torch.long)])
+        rows_R = torch.tensor(rows, device=device, dtype=torch.long)
+        return self.model.logits(hidden_TD[rows_R], arithmetic)
+
+    @torch.inference_mode()
+    def is_invariant(self) -> bool:
+        """Whether `run(invariant=True)` keeps its promise on this machine, tried with random numbers: one
+        matrix of each shape, and attention of the model's heads."""
+        config, device = self.model.config, self.cache.keys.device
+        dtype = self.cache.keys.dtype
+        shapes = {tuple(weight.shape[-2:]) for weight in self.model.parameters() if weight.dim() >= 2}
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(device, dtype)
+
+        q_THd = random(9, config.num_heads, config.head_dim)
+        k_TKd, v_TKd = (random(600, config.num_kv_heads, config.head_dim) for _ in range(2))
+        whole_THd = invariant_paged_attention(q_THd, k_TKd, v_TKd, [Span(0, 9, ((0, 600),))])
+        alone_1Hd = invariant_paged_attention(q_THd[4:5], k_TKd, v_TKd, [Span(0, 1, ((0, 596),))])
+        return torch.equal(whole_THd[4:5], alone_1Hd) and all(
+            is_invariant(random(*shape)) for shape in shapes
+        )

@@ -22,16 +22,11 @@ from lathe.types import SamplingParams, TokenLogprob
 FIRST_CANDIDATES = 512
 
 
-def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[TokenLogprob]:
-    """One token for each row. Log-probabilities are those of the raw logits (see types.TokenLogprob)."""
-    logits_SV = logits_SV.float()
-    normalizer_S = logits_SV.logsumexp(dim=-1)
-    results = []
-    for logits_V, normalizer, sequence in zip(logits_SV, normalizer_S, sequences, strict=True):
-        sampling = sequence.sampling
-        scores_V = _penalized(logits_V, sequence) if _has_penalties(sampling) else logits_V
-        results.append(_report(_draw(scores_V, sequence), logits_V, normalizer, sampling.logprobs or 0))
-    return results
+def sample(logits_V: Tensor, sequence: Sequence) -> TokenLogprob:
+    """The next token. Its log-probability is that of the raw logits (see types.TokenLogprob)."""
+    logits_V = logits_V.float()
+    scores_V = _penalized(logits_V, sequence) if _has_penalties(sequence.sampling) else logits_V
+    return report_token(_draw(scores_V, sequence), logits_V, sequence.sampling.logprobs or 0)
 
 
 def check_sampling(sampling: SamplingParams) -> None:
@@ -45,8 +40,9 @@ def check_sampling(sampling: SamplingParams) -> None:
         "repetition_penalty": (0 < s.repetition_penalty < math.inf, "above 0"),
         "presence_penalty": (math.isfinite(s.presence_penalty), "a number"),
         "frequency_penalty": (math.isfinite(s.frequency_penalty), "a number"),
-        "max_tokens": (s.max_tokens is None or s.max_tokens >= 1, "at least 1"),
+        "max_tokens": (s.max_tokens is None or s.max_tokens >= 0, "at least 0"),
         "logprobs": (s.logprobs is None or s.logprobs >= 0, "at least 0"),
+        "prompt_logprobs": (s.prompt_logprobs is None or s.prompt_logprobs >= 0, "at least 0"),
         "n": (s.n >= 1, "at least 1"),
     }
     for name, (is_valid, meaning) in rules.items():
@@ -111,7 +107,13 @@ def _truncated(probs_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple
         count = min(count * 8, limit)
 
 
-def _report(token_id: int, logits_V: Tensor, normalizer: Tensor, num_top: int) -> TokenLogprob:
+def report_token(token_id: int, logits_V: Tensor, num_top: int) -> TokenLogprob:
+    """A token and the `num_top` best, with their log-probabilities.
+
+    One row at a time: how a sum over several rows is split depends on how many there are.
+    """
+    logits_V = logits_V.float()
+    normalizer = logits_V.logsumexp(dim=-1)
     logprob = float(logits_V[token_id] - normalizer)
     if num_top == 0:
         return TokenLogprob(token_id, logprob)

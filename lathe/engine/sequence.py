@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from lathe.engine.kv_cache import PAGE_SIZE, pages_for
+from lathe.engine.kv_cache import PAGE_SIZE
+from lathe.engine.prefix_cache import Key, page_keys
+from lathe.engine.speculation import Lookup
 from lathe.kernels.attention import Span
 from lathe.types import FinishReason, SamplingParams, TokenLogprob
 
@@ -53,7 +55,10 @@ class History:
 
 @dataclass(eq=False)
 class Sequence:
-    """`token_ids` is the prompt and the reply so far; the cache holds the first `num_computed` of them."""
+    """`token_ids` is the prompt and the reply so far; the cache holds the first `num_computed` of them.
+
+    `num_cached` of these were found in the cache when the sequence was first admitted.
+    """
 
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -62,8 +67,14 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     pages: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_cached: int | None = None
     cancelled: bool = False
     history: History | None = None
+    lookup: Lookup = field(default_factory=Lookup)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    _keys: list[Key] = field(default_factory=list)
+    _runs: list[tuple[int, int]] = field(default_factory=list)  # of neighbouring pages
+    _num_in_runs: int = 0
     # One generator a sequence: what is drawn never depends on who else is in the batch.
     random: random.Random = field(init=False)
 
@@ -82,19 +93,52 @@ class Sequence:
     def num_new(self) -> int:
         return len(self.token_ids) - len(self.prompt_token_ids)
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the prompt, or what was said before the sequence had to give way, is still being read."""
+        return self.num_waiting > 1 or self.num_new == 0
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of prompt tokens are wanted and not known yet."""
+        wanted = self.sampling.prompt_logprobs is not None
+        return wanted and len(self.prompt_logprobs) < len(self.prompt_token_ids)
+
+    def keys(self, num_pages: int) -> list[Key]:
+        """What the cache knows the first `num_pages` full pages by."""
+        if len(self._keys) < num_pages:
+            # What is computed for a deterministic reply has other last bits.
+            root = b"deterministic" if self.sampling.deterministic else b""
+            self._keys = page_keys(self.token_ids, num_pages, root, self._keys)
+        return self._keys[:num_pages]
+
+    def hold(self, pages: Iterable[int]) -> None:
+        """More pages, behind those it has."""
+        self.pages += pages
+
+    def let_go(self) -> list[int]:
+        """All pages; it keeps none, and has computed nothing."""
+        pages, self.pages = self.pages, []
+        self._runs, self._num_in_runs, self.num_computed = [], 0, 0
+        return pages
+
     def slots(self, first: int, last: int) -> list[int]:
         """The cache slots of positions [first, last)."""
         return [self.pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in range(first, last)]
 
     def span(self, start: int, num_queries: int) -> Span:
         """This sequence's share of a step whose `num_queries` tokens stand at `start` in the packed axis."""
-        length = self.num_computed + num_queries
-        runs: list[tuple[int, int]] = []
-        for index in range(pages_for(length)):
-            first = self.pages[index] * PAGE_SIZE
-            last = first + min(PAGE_SIZE, length - index * PAGE_SIZE)
-            if runs and runs[-1][1] == first:
-                runs[-1] = (runs[-1][0], last)
+        for page in self.pages[self._num_in_runs :]:
+            if self._runs and self._runs[-1][1] == page:
+                self._runs[-1] = (self._runs[-1][0], page + 1)
             else:
-                runs.append((first, last))
-        return Span(start, num_queries, tuple(runs))
+                self._runs.append((page, page + 1))
+        self._num_in_runs = len(self.pages)
+        slots, missing = [], self.num_computed + num_queries
+        for first_page, last_page in self._runs:
+            count = min(missing, (last_page - first_page) * PAGE_SIZE)
+            if count <= 0:
+                break
+            slots.append((first_page * PAGE_SIZE, first_page * PAGE_SIZE + count))
+            missing -= count
+        return Span(start, num_queries, tuple(slots))

@@ -11,7 +11,7 @@ class EngineStats:
 
     `num_free_pages` hold nothing; `num_cached_pages` hold what ended replies left for later prompts, and are
     given up as soon as they are needed. The rest are read by running sequences. An engine without a cache of
-    its own has 0 pages.
+    its own has 0 pages. Draft tokens were guessed by speculation since the start; accepted ones were right.
     """
 
     num_running: int = 0
@@ -19,6 +19,8 @@ class EngineStats:
     num_pages: int = 0
     num_free_pages: int = 0
     num_cached_pages: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     @property
     def num_used_pages(self) -> int:

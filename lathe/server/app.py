@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -15,7 +14,6 @@ from lathe.server import chat, completions, errors, infill, metrics, page, respo
 from lathe.server.chat_schema import Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
-from lathe.server.recorder import Recorder
 from lathe.server.service import Service
 from lathe.server.wire import ErrorReply
 
@@ -27,11 +25,10 @@ def create_app(
     *,
     api_key: str | None = None,
     aliases: Iterable[str] = (),
-    record: Path | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """An app that serves one model, also by the names in `aliases`. With `api_key`, every path but /health
-    asks for it. With `record`, every conversation is written into that folder."""
+    asks for it."""
     app = FastAPI(
         title="Lathe",
         version=lathe.__version__,
@@ -40,8 +37,7 @@ def create_app(
         redoc_url=None,
     )
     app.router.route_class = SoundRoute
-    recorder = None if record is None else Recorder(record, model=llm.model_id)
-    service = Service(llm, aliases, recorder)
+    service = Service(llm, aliases)
 
     @app.get("/health", response_model=Health)
     async def health() -> Response:

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lathe.engine.engine import EngineClosed
 from lathe.engine.reply import Chunk
@@ -137,6 +137,12 @@ class EngineCollector:
         pages.add_metric(["cached"], stats.num_cached_pages)
         pages.add_metric(["free"], stats.num_free_pages)
         yield pages
+        drafts = CounterMetricFamily(
+            "lathe_draft_tokens", "Tokens that speculation guessed, by how it went", labels=["outcome"]
+        )
+        drafts.add_metric(["accepted"], stats.num_accepted_tokens)
+        drafts.add_metric(["rejected"], stats.num_draft_tokens - stats.num_accepted_tokens)
+        yield drafts
 
 
 def gauge(name: str, text: str, value: float) -> Metric:

@@ -22,6 +22,7 @@ SAME_NAME = (
     "frequency_penalty",
     "seed",
     "ignore_eos",
+    "deterministic",
 )
 
 
@@ -39,6 +40,9 @@ class SamplingFields(Wire):
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
+    deterministic: bool | None = Field(
+        None, description="the same ids and bit-identical log-probabilities, whoever else is served"
+    )
 
 
 def read_sampling(request: SamplingFields, default: SamplingParams, **more: Any) -> SamplingParams:

@@ -1,24 +1,12 @@
-import queue
-import random
 import threading
 import time
 
 import pytest
-import torch
+from listening import GREEDY, Listener, config, greedy_reference, prompts
 
 from lathe.engine.engine import Engine, EngineClosed, EngineConfig
-from lathe.engine.kv_cache import bytes_per_token
 from lathe.errors import InvalidRequest, PromptTooLong, UserError
-from lathe.kernels.attention import causal_attention
-from lathe.kernels.experts import grouped_experts
 from lathe.types import SamplingParams
-
-GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
-
-
-def config(model, *, tokens=4096, **options) -> EngineConfig:
-    memory = bytes_per_token(model.config, torch.float32) * tokens
-    return EngineConfig(kv_memory_bytes=memory, **options)
 
 
 @pytest.fixture
@@ -26,45 +14,6 @@ def engine(tiny_model):
     with_engine = Engine(tiny_model, config=config(tiny_model))
     yield with_engine
     with_engine.close()
-
-
-class Listener:
-    """Collects what the engine reports of one reply."""
-
-    def __init__(self, engine, prompt, sampling=GREEDY):
-        self.reports: queue.SimpleQueue = queue.SimpleQueue()
-        self.sequence = engine.submit(tuple(prompt), sampling, self.reports.put)
-        self.token_ids: list[int] = []
-        self.finish_reason = None
-
-    def wait(self) -> list[int]:
-        while self.finish_reason is None:
-            report = self.reports.get(timeout=30)
-            if report.error is not None:
-                raise report.error
-            self.token_ids.append(report.token.token_id)
-            self.finish_reason = report.finish_reason
-        return self.token_ids
-
-
-@torch.inference_mode()
-def greedy_reference(model, prompt, count) -> list[int]:
-    """No cache, no batch: the whole text through the model for every token."""
-    ids = list(prompt)
-    for _ in range(count):
-        hidden = model(
-            torch.tensor(ids),
-            torch.arange(len(ids)),
-            lambda layer, q, k, v: causal_attention(q, k, v, [len(q)]),
-            grouped_experts,
-        )
-        ids.append(int(model.logits(hidden[-1:]).argmax()))
-    return ids[len(prompt) :]
-
-
-def prompts(count, seed=0, longest=90) -> list[list[int]]:
-    rng = random.Random(seed)
-    return [[rng.randrange(300) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_moe"])
@@ -177,7 +126,7 @@ def test_a_failed_step_ends_its_replies_and_the_engine_goes_on(engine, monkeypat
     expected = Listener(engine, [1, 2, 3]).wait()
     run = engine.runner.run
 
-    def fail(shares):
+    def fail(shares, **_):
         monkeypatch.setattr(engine.runner, "run", run)
         raise RuntimeError("a broken step")
 
@@ -192,7 +141,7 @@ def test_what_is_submitted_while_a_failed_step_is_told_is_not_lost(engine, monke
     run = engine.runner.run
     second_try = []
 
-    def fail(shares):
+    def fail(shares, **_):
         monkeypatch.setattr(engine.runner, "run", run)
         raise RuntimeError("a broken step")
 
@@ -213,7 +162,7 @@ def test_a_listener_that_fails_ends_its_own_reply_only(engine, monkeypatch, step
     def closed(report):
         raise RuntimeError("Event loop is closed")
 
-    def fail(shares):
+    def fail(shares, **_):
         monkeypatch.undo()
         raise RuntimeError("a broken step")
 

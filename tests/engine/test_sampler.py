@@ -19,7 +19,7 @@ def sequence(prompt=(0,), reply=(), **options) -> Sequence:
 
 def draw(logits, count=1, **options) -> list[int]:
     one = sequence(**options)
-    return [sample(logits[None], [one])[0].token_id for _ in range(count)]
+    return [sample(logits, one).token_id for _ in range(count)]
 
 
 def shares(logits, count=20_000, **options) -> dict[int, float]:
@@ -72,7 +72,7 @@ def test_top_p_is_the_smallest_set_that_holds_p(seed, top_p):
 
 def test_repetition_penalty_counts_prompt_and_reply():
     logits = torch.tensor([2.0, 1.9, -1.0])
-    token = sample(logits[None], [sequence(prompt=(0,), temperature=0.0, repetition_penalty=1.2)])[0]
+    token = sample(logits, sequence(prompt=(0,), temperature=0.0, repetition_penalty=1.2))
     assert token.token_id == 1
     # what is reported is the model's own distribution, before penalties
     assert token.logprob == pytest.approx(float(torch.log_softmax(logits, -1)[1]), abs=1e-6)
@@ -93,21 +93,14 @@ def test_penalties_keep_up_with_a_growing_reply():
     one = sequence(prompt=(), temperature=0.0, presence_penalty=10.0)
     said = []
     for _ in range(4):
-        said.append(sample(logits[None], [one])[0].token_id)
+        said.append(sample(logits, one).token_id)
         one.token_ids.append(said[-1])
     assert said == [0, 1, 2, 3]
 
 
-def test_a_draw_does_not_depend_on_the_batch():
-    logits = torch.randn(3, 50)
-    alone = [sample(logits[i : i + 1], [sequence(seed=i)])[0] for i in range(3)]
-    together = sample(logits, [sequence(seed=i) for i in range(3)])
-    assert [t.token_id for t in alone] == [t.token_id for t in together]
-
-
 def test_alternatives_are_the_best_and_in_order():
     logits = torch.tensor([1.0, 3.0, 2.0, 0.0])
-    token = sample(logits[None], [sequence(temperature=0.0, logprobs=3)])[0]
+    token = sample(logits, sequence(temperature=0.0, logprobs=3))
     wanted = torch.log_softmax(logits, -1)
     assert [i for i, _ in token.top] == [1, 2, 0]
     assert all(abs(p - float(wanted[i])) < 1e-6 for i, p in token.top)
@@ -125,7 +118,7 @@ def test_alternatives_are_the_best_and_in_order():
         dict(min_p=2.0),
         dict(repetition_penalty=0.0),
         dict(presence_penalty=float("inf")),
-        dict(max_tokens=0),
+        dict(max_tokens=-1),
         dict(n=0),
     ],
 )

@@ -1,15 +1,11 @@
 """A real server on a real socket, in a thread of the test's own process."""
 
-import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import openai
-from fastapi import FastAPI
 
 from lathe.engine.llm import LLM
 from lathe.server import run
@@ -19,20 +15,10 @@ from lathe.server.app import create_app
 @contextmanager
 def serve(llm: LLM, **options) -> Iterator[str]:
     """Yields the server's URL, without the /v1."""
-    try:
-        with serve_app(create_app(llm, **options)) as url:
-            yield url
-    finally:
-        llm.close()
-
-
-@contextmanager
-def serve_app(app: FastAPI) -> Iterator[str]:
-    """The same for an app that a test has made itself."""
     bound = run.bind("127.0.0.1", 0)
     url = run.base_url(bound)
     ready = threading.Event()
-    server = run.Server(app, ready.set)
+    server = run.Server(create_app(llm, **options), ready.set)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     assert ready.wait(10)
@@ -42,6 +28,7 @@ def serve_app(app: FastAPI) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
+        llm.close()
 
 
 @contextmanager
@@ -59,25 +46,3 @@ def wait_until(condition, timeout_s: float = 5.0) -> bool:
             return False
         time.sleep(0.002)
     return True
-
-
-def post(url: str, body: dict, num_sent: int | None = None) -> socket.socket:
-    """A request whose connection the test holds in its own hands, and perhaps the rest of its body."""
-    place = urlsplit(url)
-    connection = socket.create_connection((place.hostname, place.port))
-    payload = json.dumps(body).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
-    )
-    connection.sendall(head.encode() + payload[:num_sent])
-    return connection
-
-
-def read_until(connection: socket.socket, words: bytes) -> None:
-    connection.settimeout(20)
-    seen = b""
-    while words not in seen:
-        piece = connection.recv(4096)
-        assert piece, seen
-        seen += piece

@@ -1,0 +1,48 @@
+"""New weights for a model that serves: checked whole before anything is changed, then put in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from lathe.errors import InvalidRequest
+from lathe.model.transformer import Transformer
+
+# What becomes of replies in the making: they finish with the old weights first, or go on with the new ones.
+Running = Literal["finish", "continue"]
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """An update that waits for its moment; `done` gets the version when it is in place."""
+
+    weights: Mapping[str, Tensor]
+    version: int | None
+    running: Running
+    done: Future[int] = field(default_factory=Future)
+
+
+def check_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
+    """Raises InvalidRequest, naming the first tensor that the model has no place for."""
+    places = dict(model.named_parameters())
+    for name, tensor in weights.items():
+        if name not in places:
+            raise InvalidRequest(f"{name} is no weight of this model. Its names are those of its state_dict.")
+        if tensor.shape != places[name].shape:
+            found, wanted = list(tensor.shape), list(places[name].shape)
+            raise InvalidRequest(f"{name} has the shape {found}; the model's is {wanted}.")
+
+
+def put_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
+    """Copies of these tensors become the model's, in the device and type of those that they replace.
+
+    Not into their memory: it may be a checkpoint's mapped file.
+    """
+    places = dict(model.named_parameters())
+    for name, tensor in weights.items():
+        place = places[name]
+        place.data = tensor.detach().to(place.device, place.dtype, copy=True)
