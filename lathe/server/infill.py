@@ -26,9 +26,6 @@ from lathe.text.fim import FimPrompt, SourceFile
 from lathe.text.tokenizer import Tokenizer
 from lathe.types import Completion, SamplingParams
 
-# A suggestion that changes while nothing was typed helps nobody, and code repeats itself: what a checkpoint
-# recommends for chats is not used here.
-DEFAULT_SAMPLING = SamplingParams(temperature=0.0)
 # The dialect names neither the repository nor the file being edited. Qwen's layout has lines for both; these
 # are llama.cpp's words, so that a model is asked the same by both servers.
 REPO_NAME, PATH, EXTRA_PATH = "myproject", "filename", "tmp"
@@ -70,7 +67,7 @@ async def read(request: InfillRequest, service: Service) -> InfillReply:
     started = time.monotonic()
     llm = service.llm
     sampling = read_infill_sampling(request, llm.tokenizer)
-    room = room_for_prompt(llm.max_context, sampling.max_tokens)
+    room = fim.room_for_prompt(llm.max_context, sampling.max_tokens)
     ids, num_left_out = await asyncio.to_thread(fim.fit, llm.tokenizer, read_prompt(request), room)
     return InfillReply(
         turn=service.prepare_raw("infill", ids, sampling, param="input_prefix", started=started),
@@ -94,18 +91,12 @@ def read_infill_sampling(request: InfillRequest, tokenizer: Tokenizer) -> Sampli
     num_asked = request.n_predict
     sampling = read_sampling(
         request,
-        DEFAULT_SAMPLING,
+        fim.DEFAULT_SAMPLING,
         max_tokens=None if num_asked is None or num_asked < 0 else num_asked,
         repetition_penalty=request.repeat_penalty or request.repetition_penalty,
         seed=None if request.seed == -1 else request.seed,
     )
     return fim.ending_middles(tokenizer, sampling)
-
-
-def room_for_prompt(max_context: int, max_tokens: int | None) -> int:
-    """The tokens that a prompt may take: what the reply leaves, but never less than half of the context."""
-    reserved = max_context // 4 if max_tokens is None else max_tokens
-    return max_context - max(1, min(reserved, max_context // 2))
 
 
 # From the engine's chunks to JSON

@@ -31,6 +31,10 @@ REPO_NAME, FILE_SEP = "<|repo_name|>", "<|file_sep|>"
 # What ends a middle, as Qwen3-Coder's README lists it.
 STOPS = (PREFIX, SUFFIX, "<|fim_pad|>", REPO_NAME, FILE_SEP, "<|endoftext|>", "<|im_end|>")
 
+# For editors, unless they say otherwise. A suggestion that changes while nothing was typed helps nobody, and
+# code repeats itself: what a checkpoint recommends for chats is not used here.
+DEFAULT_SAMPLING = SamplingParams(temperature=0.0)
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -95,6 +99,12 @@ def ending_middles(tokenizer: Tokenizer, sampling: SamplingParams) -> SamplingPa
     """The same sampling, ended by the tokens that end a middle as well."""
     stops = dict.fromkeys([*sampling.stop_token_ids, *stop_token_ids(tokenizer)])
     return replace(sampling, stop_token_ids=tuple(stops))
+
+
+def room_for_prompt(max_context: int, max_tokens: int | None) -> int:
+    """The tokens that a prompt may take: what the reply leaves, but never less than half of the context."""
+    reserved = max_context // 4 if max_tokens is None else max_tokens
+    return max_context - max(1, min(reserved, max_context // 2))
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[FimPrompt, str]:

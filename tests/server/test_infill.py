@@ -1,5 +1,6 @@
 """llama.cpp's /infill as its editors ask it: the bodies are llama.vim's and llama.vscode's own."""
 
+import dataclasses
 import json
 import time
 
@@ -7,7 +8,9 @@ import httpx
 import pytest
 from serving import serve
 
+from lathe.errors import UserError
 from lathe.server.infill_schema import Infill
+from lathe.terminal.complete import ask_server
 from lathe.testing import ScriptedModel
 from lathe.text import fim
 from lathe.text.fim import FimPrompt, SourceFile
@@ -239,3 +242,17 @@ def test_a_wrong_field_is_named(changes, param):
         response = httpx.post(f"{url}/infill", json={**BARE, **changes})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+def test_the_command_line_asks_as_an_editor_does():
+    model = ScriptedModel("price()<|file_sep|>rest")
+    prompt = FimPrompt(
+        "total = ", "\n", "app/cart.py", "shop", (SourceFile("lib/prices.py", "def price(): ...\n"),)
+    )
+    with serve(model, api_key="key") as url:
+        assert ask_server(f"{url}/v1", prompt, 20, api_key="key") == "price()"
+        with pytest.raises(UserError, match=r"refused with 401: .*API key"):
+            ask_server(url, prompt, 20)
+        with pytest.raises(UserError, match="/nowhere/infill refused with 404"):
+            ask_server(f"{url}/nowhere", prompt, 20, api_key="key")
+    assert asked(model) == dataclasses.replace(prompt, path="filename", repo_name="myproject")
