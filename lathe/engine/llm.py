@@ -133,6 +133,10 @@ class LLM:
             raise PromptTooLong(len(ids), self.max_context)
         return ids
 
+    def count_tokens(self, trajectory: Trajectory) -> int:
+        """How many ids the messages' prompt has, also one that no context could hold."""
+        return len(self._encode(trajectory, len(trajectory.messages), add_generation_prompt=True))
+
     def _encode(self, trajectory: Trajectory, num_messages: int, **options: Any) -> tuple[int, ...]:
         messages = trajectory.messages[:num_messages]
         options = {**trajectory.template_kwargs, **options}

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 import lathe
 from lathe.engine.llm import LLM
-from lathe.server import chat, completions, errors, infill, metrics, page, responses, tokens
+from lathe.server import chat, completions, errors, infill, messages, metrics, page, responses, tokens
 from lathe.server.chat_schema import Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
@@ -32,7 +32,7 @@ def create_app(
     app = FastAPI(
         title="Lathe",
         version=lathe.__version__,
-        description="An OpenAI-compatible endpoint.",
+        description="An endpoint that speaks OpenAI's and Anthropic's dialects.",
         docs_url=None,  # its page loads scripts from a public CDN
         redoc_url=None,
     )
@@ -59,6 +59,7 @@ def create_app(
         return json_response(errors.error_body(message, param="model", code="model_not_found"), 404)
 
     chat.install(app, service)
+    messages.install(app, service)
     responses.install(app, service)
     completions.install(app, service)
     infill.install(app, service)
@@ -86,22 +87,24 @@ def describe_model(service: Service, name: str) -> dict[str, Any]:
 
 
 def describe_api(app: FastAPI, *, needs_key: bool) -> dict[str, Any]:
-    """FastAPI's OpenAPI document, made true: our errors are 400s in OpenAI's shape, and the key is named."""
+    """FastAPI's OpenAPI document, made true: our errors are 400s in their dialect's shape, and the key is
+    named."""
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    unauthorized = {
-        "description": "Wrong or missing API key",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}},
-    }
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
             if needs_key and path != "/health":
                 operation["security"] = [{"key": []}]
-                operation["responses"]["401"] = unauthorized
+                reply = "MessagesErrorReply" if errors.is_anthropic(path) else "ErrorReply"
+                schema = {"$ref": f"#/components/schemas/{reply}"}
+                operation["responses"]["401"] = {
+                    "description": "Wrong or missing API key",
+                    "content": {"application/json": {"schema": schema}},
+                }
     schemas = document["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

@@ -11,6 +11,10 @@ from lathe.server.wire import Wire
 
 TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 
+# A tool can't know what the model reads. A picture in its result is told to the model: a refusal would end
+# the conversation for good, as every later request holds the picture again.
+UNSEEN = "[A part of type {kind} was left out: this model reads text only.]"
+
 
 class ContentPart(Wire):
     """One part of a message's content. This model reads text; pictures and sound are refused."""

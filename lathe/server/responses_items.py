@@ -11,14 +11,13 @@ import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from lathe.server.content import TEXT_PARTS, ContentPart, read_content
+from lathe.server.content import TEXT_PARTS, UNSEEN, ContentPart, read_content
 from lathe.server.errors import BadRequest
 from lathe.server.responses_schema import InputItem
 from lathe.text.tool_calls import parse_arguments
 from lathe.types import Message, ToolCall
 
 SEALED = "lathe:"
-UNSEEN = "[A part of type {kind} was left out: this model reads text only.]"
 
 
 def read_items(items: Sequence[InputItem]) -> tuple[Message, ...]:
@@ -104,8 +103,6 @@ def read_output(item: InputItem, where: str) -> Message:
 
 
 def read_output_part(part: ContentPart, where: str) -> str:
-    """A tool can't know what the model reads. A picture in its result is told to the model: a refusal would
-    end the conversation for good, as every later request holds the picture again."""
     return read_content([part], where) if part.type in TEXT_PARTS else UNSEEN.format(kind=part.type)
 
 

@@ -69,6 +69,10 @@ class Service:
         prompt = await asyncio.to_thread(self.llm.encode, trajectory)
         return Turn(dialect, trajectory, prompt, sampling, started)
 
+    async def count_tokens(self, trajectory: Trajectory) -> int:
+        """How long the conversation's prompt is. Asks the tokenizer and the template, never the engine."""
+        return await asyncio.to_thread(self.llm.count_tokens, trajectory)
+
     def prepare_raw(
         self, dialect: str, prompt: Sequence[int], sampling: SamplingParams, *, param: str, started: float
     ) -> Turn:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anthropic
 import openai
 
 from lathe.engine.llm import LLM
@@ -36,6 +37,14 @@ def client_of(llm: LLM, **options) -> Iterator[openai.OpenAI]:
     with serve(llm, **options) as url:
         key = options.get("api_key") or "EMPTY"
         with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20) as client:
+            yield client
+
+
+@contextmanager
+def anthropic_client_of(llm: LLM, **options) -> Iterator[anthropic.Anthropic]:
+    with serve(llm, **options) as url:
+        key = options.get("api_key") or "EMPTY"
+        with anthropic.Anthropic(base_url=url, api_key=key, max_retries=0, timeout=20) as client:
             yield client
 
 

@@ -34,7 +34,7 @@ def test_made_up_requests(mode):
     operations = [
         found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()
     ]
-    assert len(operations) == 10
+    assert len(operations) == 12
     if mode is GenerationMode.NEGATIVE:  # a GET without fields can't be sent wrongly
         operations = [operation for operation in operations if operation.method == "post"]
     num_cases = 0
