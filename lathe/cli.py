@@ -103,6 +103,10 @@ def serve(
     speculate: Annotated[
         bool, typer.Option(help="Guess repeated words ahead, where that pays. Changes no reply.")
     ] = True,
+    grace: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds that replies in the making get when the server is stopped."),
+    ] = 3.0,
 ) -> None:
     """Serve a model behind an OpenAI-compatible endpoint."""
     import logging
@@ -127,7 +131,7 @@ def serve(
             out.print(line, highlight=False, soft_wrap=True)
             print(run.curl_line(url, api_key), flush=True)
 
-        run.run(create_app(llm, api_key=api_key, aliases=alias or ()), bound, show_how_to_ask)
+        run.run(create_app(llm, api_key=api_key, aliases=alias or ()), bound, show_how_to_ask, grace)
 
 
 @app.command()

@@ -31,6 +31,7 @@ class _Line:
     max_tokens: int | None
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     cancelled: bool = False
+    aborted: bool = False
 
 
 class ScriptedEngine:
@@ -56,6 +57,7 @@ class ScriptedEngine:
         self.num_open = 0
         self._replies = iter(replies)
         self._delay_s = delay_s
+        self._lines: list[_Line] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -75,11 +77,18 @@ class ScriptedEngine:
         ends = [place for place, token_id in enumerate(ids) if token_id in sampling.stop_token_ids]
         ids = ids[: ends[0] + 1] if ends else ids
         line = _Line(ids, report, sampling.max_tokens, certain(prompt_token_ids, sampling.prompt_logprobs))
+        with self._lock:
+            self._lines.append(line)
         threading.Thread(target=self._speak, args=(line,), daemon=True).start()
         return line
 
     def cancel(self, sequence: _Line) -> None:
         sequence.cancelled = True
+
+    def abort_all(self) -> None:
+        with self._lock:
+            for line in self._lines:
+                line.aborted = True
 
     def describe(self) -> str:
         return f"{self.max_context:,} tokens of context"
@@ -97,6 +106,9 @@ class ScriptedEngine:
         for place, token_id in enumerate(line.token_ids):
             if self._closed.wait(self._delay_s) or line.cancelled:
                 break
+            if line.aborted:
+                line.report(Sampled(finish_reason="abort"))
+                break
             is_cut = place + 1 == line.max_tokens
             is_end = place + 1 == len(line.token_ids)
             reason: FinishReason | None = "stop" if is_end else "length" if is_cut else None
@@ -106,6 +118,7 @@ class ScriptedEngine:
                 break
         with self._lock:
             self.num_open -= 1
+            self._lines.remove(line)
 
 
 class ScriptedModel(LLM):

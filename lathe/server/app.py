@@ -37,7 +37,7 @@ def create_app(
         redoc_url=None,
     )
     app.router.route_class = SoundRoute
-    service = Service(llm, aliases)
+    app.state.service = service = Service(llm, aliases)
 
     @app.get("/health", response_model=Health)
     async def health() -> Response:

@@ -131,7 +131,9 @@ class Choice(BaseModel):
     index: int
     message: ReplyMessage
     logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "abort"] = Field(
+        description="abort: the server stopped before the reply was complete"
+    )
 
 
 class PromptTokensDetails(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import json
@@ -9,14 +10,15 @@ import shlex
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from lathe.errors import UserError
 
-# Streams that still run when the server is told to stop get this long; an agent's reply may need minutes.
-GRACE_S = 1
+# Replies in the making when the server is told to stop get this long; an agent's may need minutes.
+GRACE_S = 3.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -48,23 +50,47 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, and a call when it answers."""
+    """uvicorn's server, with a call when it answers, and one that drains it before it stops.
 
-    def __init__(self, app: FastAPI, on_ready: Callable[[], None]):
-        super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
-        )
+    While it drains it goes on listening, so that a client who comes late is told why (503).
+    """
+
+    def __init__(self, app: FastAPI, on_ready: Callable[[], None], grace_s: float = GRACE_S):
+        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
         self.on_ready = on_ready
+        self.grace_s = grace_s
+        self._service = app.state.service
+        self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
+        self._loop = asyncio.get_running_loop()
         self.on_ready()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets replies end; a second one stops at once."""
+        if self._service.is_draining or not self.started:
+            super().handle_exit(sig, frame)
+        else:
+            self._service.is_draining = True
+            self._captured_signals.append(sig)
+            self._loop.call_soon_threadsafe(self._drain)
 
-def run(app: FastAPI, bound: socket.socket, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGINT or SIGTERM; then running replies have a second to end."""
+    def _drain(self) -> None:
+        async def drain() -> None:
+            await self._service.drain(self.grace_s)
+            self.should_exit = True
+
+        self._draining = asyncio.ensure_future(drain())
+
+
+def run(
+    app: FastAPI, bound: socket.socket, on_ready: Callable[[], None] = lambda: None, grace_s: float = GRACE_S
+) -> None:
+    """Serve until SIGINT or SIGTERM. Then new requests get a 503, and replies in the making `grace_s` to end
+    before they end with what they have."""
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped
-        Server(app, on_ready).run(sockets=[bound])
+        Server(app, on_ready, grace_s).run(sockets=[bound])
 
 
 def base_url(bound: socket.socket) -> str:

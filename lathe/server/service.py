@@ -10,9 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
+from lathe.engine.engine import EngineClosed
 from lathe.engine.llm import LLM, Chunk
 from lathe.errors import PromptTooLong, UserError
 from lathe.server.errors import BadRequest
@@ -20,6 +21,9 @@ from lathe.server.metrics import Metrics
 from lathe.types import Completion, SamplingParams, Trajectory
 
 log = logging.getLogger(__name__)
+
+# After its engine has ended a reply, its last event must still be written.
+WRITE_OUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,28 @@ class Service:
             raise UserError("An alias is empty: leave --alias out, or give it a name.")
         self.metrics = Metrics(llm.engine.stats, model_id=llm.model_id, max_context=llm.max_context)
         self.started = int(time.time())
+        self.is_draining = False
+        self._num_open = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more requests; give replies in the making `grace_s` to end, then end them with what they
+        have. Returns when none is left."""
+        self.is_draining = True
+        await self._wait_for_replies(grace_s)
+        if self._num_open:
+            log.info("%d replies are cut because the server stops", self._num_open)
+            self.llm.engine.abort_all()
+            await self._wait_for_replies(WRITE_OUT_S)
+
+    async def _wait_for_replies(self, limit_s: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_idle.wait(), limit_s)
+
+    def _refuse_while_draining(self) -> None:
+        if self.is_draining:
+            raise EngineClosed("the server is stopping")
 
     @property
     def model_id(self) -> str:
@@ -65,6 +91,7 @@ class Service:
         All that can be wrong with a prompt is found here, while a status can still say so. In a thread:
         200,000 tokens take a second to encode, and other clients' events would wait.
         """
+        self._refuse_while_draining()
         started = time.monotonic()
         prompt = await asyncio.to_thread(self.llm.encode, trajectory)
         return Turn(dialect, trajectory, prompt, sampling, started)
@@ -78,6 +105,7 @@ class Service:
     ) -> Turn:
         """The turn of a raw prompt, which the request's field `param` gave. Raises BadRequest for one that
         the engine would refuse: a stream's status line has left by then."""
+        self._refuse_while_draining()
         llm = self.llm
         if not prompt:
             raise BadRequest(f"{param} is empty: there is no token to continue from.", param=param)
@@ -96,14 +124,21 @@ class Service:
             tools=turn.trajectory.tools,
             chat=bool(turn.trajectory.messages),
         )
-        with self.metrics.watch(turn.dialect, len(turn.prompt_token_ids), turn.started) as see:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    see(chunk)
-                    if chunk.completion is not None:
-                        completions.append(chunk.completion)
-                    yield chunk
-        log_turn(turn, completions)
+        self._num_open += 1
+        self._is_idle.clear()
+        try:
+            with self.metrics.watch(turn.dialect, len(turn.prompt_token_ids), turn.started) as see:
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        see(chunk)
+                        if chunk.completion is not None:
+                            completions.append(chunk.completion)
+                        yield chunk
+            log_turn(turn, completions)
+        finally:
+            self._num_open -= 1
+            if not self._num_open:
+                self._is_idle.set()
 
     async def stream_together(self, turns: Sequence[Turn]) -> AsyncGenerator[tuple[int, Chunk], None]:
         """The chunks of several turns as they come, each with its turn's place in `turns`. An error of one,
