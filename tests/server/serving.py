@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import anthropic
 import openai
@@ -11,6 +12,10 @@ import openai
 from lathe.engine.llm import LLM
 from lathe.server import run
 from lathe.server.app import create_app
+from lathe.testing import ScriptedModel
+from lathe.text.chat_template import ChatTemplate
+
+QWEN3_TEMPLATE = Path(__file__).parent.parent / "text" / "templates" / "qwen3.jinja"
 
 
 @contextmanager
@@ -55,3 +60,8 @@ def wait_until(condition, timeout_s: float = 5.0) -> bool:
             return False
         time.sleep(0.002)
     return True
+
+
+def thinker(*replies: str, **options) -> ScriptedModel:
+    """A scripted model whose template is Qwen3's, which thinks: a reply is `<think>\n…\n</think>\n\n…`."""
+    return ScriptedModel(*replies, template=ChatTemplate(QWEN3_TEMPLATE.read_text("utf-8")), **options)

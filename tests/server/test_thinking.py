@@ -1,22 +1,13 @@
 """A thinking model over the wire: its thought apart from its answer, whole and streamed."""
 
-from pathlib import Path
-
 import pytest
-from serving import client_of
+from serving import client_of, thinker
 
 from lathe.server.chat_schema import ChatCompletion
 from lathe.testing import ScriptedModel
-from lathe.text.chat_template import ChatTemplate
 
-TEMPLATES = Path(__file__).parent.parent / "text" / "templates"
-QWEN3 = ChatTemplate((TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8"))
 REPLY = "<think>\nTwo and two\nmake four.\n</think>\n\nFour."
 OFF = "<think>\n\n</think>\n\n"
-
-
-def thinker(*replies: str) -> ScriptedModel:
-    return ScriptedModel(*replies, template=QWEN3)
 
 
 def prompt_of(model: ScriptedModel) -> str:

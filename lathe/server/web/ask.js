@@ -181,6 +181,7 @@ function body() {
     top_k: number("top_k"),
     max_tokens: number("max_tokens"),
     seed: number("seed"),
+    enable_thinking: settings.answer_at_once ? false : undefined,
     deterministic: settings.deterministic || undefined,
   };
 }

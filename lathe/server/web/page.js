@@ -121,7 +121,17 @@ function openSettings(open) {
   (open ? $("close") : $("tune")).focus();
 }
 
-const FIELDS = ["system", "temperature", "max_tokens", "top_p", "top_k", "seed", "deterministic", "tools"];
+const FIELDS = [
+  "system",
+  "temperature",
+  "max_tokens",
+  "top_p",
+  "top_k",
+  "seed",
+  "answer_at_once",
+  "deterministic",
+  "tools",
+];
 const EXAMPLE_TOOL = {
   name: "get_weather",
   description: "The weather of a city, today.",
