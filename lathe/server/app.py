@@ -27,8 +27,8 @@ def create_app(
     aliases: Iterable[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
-    """An app that serves one model, also by the names in `aliases`. With `api_key`, every path but /health
-    asks for it."""
+    """An app that serves one model, also by the names in `aliases`. With `api_key`, every path asks for it
+    but /health and the page at /."""
     app = FastAPI(
         title="Lathe",
         version=lathe.__version__,

@@ -119,7 +119,7 @@ def failure(error: BaseException) -> str:
 
 
 class EngineCollector:
-    """The engine's numbers as gauges, all of one moment."""
+    """The engine's numbers, all of one moment."""
 
     def __init__(self, stats: Callable[[], EngineStats]):
         self.stats = stats

@@ -379,9 +379,11 @@ def test_parameters_reach_the_model(visit, monkeypatch):
     for name, value in given.items():
         page.locator(f"#{name}").fill(str(value))
     page.get_by_label("System prompt").fill("You are terse.")
+    page.get_by_label("Deterministic").check()
     ask(page, "Hi.")
     plain, changed = seen
     assert plain == model.default_sampling
+    assert changed.deterministic
     assert {name: getattr(changed, name) for name in given} == given
     assert "You are terse." in prompt_of(model)
     page.get_by_role("button", name="Back to defaults").click()
