@@ -162,9 +162,15 @@ class Progress:
 
 
 def stop_type(completion: Completion | None) -> str:
-    if completion is None or completion.finish_reason != "stop":
-        return "limit"
-    return "eos" if completion.stop_string is None else "word"
+    """None was reached when the server stopped. Without a completion, it was the time limit."""
+    match completion:
+        case None | Completion(finish_reason="length"):
+            return "limit"
+        case Completion(finish_reason="stop", stop_string=None):
+            return "eos"
+        case Completion(finish_reason="stop"):
+            return "word"
+    return "none"
 
 
 def rates(name: str, count: int, seconds: float) -> dict[str, Any]:

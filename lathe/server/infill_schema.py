@@ -64,6 +64,6 @@ class Infill(BaseModel):
     tokens_evaluated: int | None = Field(None, description="of the prompt")
     tokens_cached: int | None = Field(None, description="of the prompt, those that were not computed anew")
     truncated: bool | None = Field(None, description="whether the prompt was cut to fit the context")
-    stop_type: Literal["eos", "limit", "word"] | None = None
+    stop_type: Literal["eos", "limit", "word", "none"] | None = None
     stopping_word: str | None = None
     timings: Timings | dict[str, Any] | None = None

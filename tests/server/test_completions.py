@@ -107,6 +107,16 @@ def test_a_stream_and_its_usage():
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_a_server_that_stops_ends_all_choices_with_what_they_have():
+    model = ScriptedModel("a" * 400, "b" * 400, delay_s=0.01)
+    with client_of(model) as client:
+        stream = client.completions.create(**ANY, prompt=["a", "b"], max_tokens=400, stream=True)
+        next(stream)
+        model.engine.abort_all()
+        ends = {chunk.choices[0].index: chunk.choices[0].finish_reason for chunk in stream}
+    assert ends == {0: "abort", 1: "abort"}
+
+
 def test_stop_strings_and_stop_tokens():
     with client_of(ScriptedModel("count 1, 2, 3", "count 1, 2, 3")) as client:
         (choice,) = client.completions.create(**ANY, prompt="p", stop=[" 2"]).choices

@@ -173,6 +173,16 @@ def test_how_it_stopped():
     assert ask(ScriptedModel("abcdef"), {**BARE, "n_predict": -1})["content"] == "abcdef"
 
 
+def test_a_server_that_stops_says_that_nothing_ended_it():
+    model = ScriptedModel("abc" * 99, delay_s=0.01)
+    with serve(model) as url, httpx.stream("POST", f"{url}/infill", json={**BARE, "stream": True}) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        model.engine.abort_all()
+        last = [json.loads(line.removeprefix("data: ")) for line in lines if line][-1]
+    assert (last["stop"], last["stop_type"]) == (True, "none")
+
+
 def test_a_stream_says_the_same_as_the_whole():
     body = {**BARE, "return_tokens": True, "n_predict": 20}
     whole = ask(ScriptedModel("één, 世界\n"), body)
