@@ -156,7 +156,8 @@ class Reply:
         else:
             events += self._parser.feed(text) if text else []
             if finish_reason is not None:
-                events += self._parser.finish(end_of_turn=finish_reason == "stop")
+                ended_itself = finish_reason == "stop" and self._stops.found is None
+                events += self._parser.finish(end_of_turn=ended_itself)
         for event in events:
             if isinstance(event, Reasoning):
                 self._thought.append(event.text)

@@ -100,6 +100,8 @@ class Schema:
         for option in self.options:
             for name, inner in _mapping(option.get("properties")).items():
                 self.properties.setdefault(name, []).append(inner)
+        required = _list(self.options[0].get("required")) if self.options else []
+        self.required = {name for name in required if isinstance(name, str)}
         self._inner: dict[str | int, Schema] = {}
 
     @property

@@ -83,12 +83,14 @@ class CallWriter:
         self._key: str | None = None
         self._pieces: list[str] = []
         self._string_open = False
+        self._open = False  # is a parameter's text still coming?
         emit(CallStarted(index, self.id, name))
 
     def begin(self, key: str) -> None:
         """The text of parameter `key` follows."""
         self._key = None if key in self.arguments else key
         self._pieces.clear()
+        self._open = True
 
     def text(self, piece: str) -> None:
         if self._key is None or not piece:
@@ -102,6 +104,7 @@ class CallWriter:
 
     def end(self) -> None:
         """The parameter's text is whole."""
+        self._open = False
         if self._key is None:
             return
         text = "".join(self._pieces)
@@ -126,6 +129,14 @@ class CallWriter:
         if key not in self.arguments:
             self._send(self._lead(key) + json_text(value))
             self.arguments[key] = value
+
+    @property
+    def is_whole(self) -> bool:
+        """Could this be all of a call that nobody closed? No value is open, and it says something, and all
+        that the tool requires.
+        """
+        says_something = bool(self.arguments) or not self.schema.properties
+        return not self._open and says_something and self.schema.required <= self.arguments.keys()
 
     def finish(self) -> None:
         self._send("}" if self.arguments else "{}")

@@ -15,7 +15,9 @@ from lathe.text.tool_call_text import MAX_SPACE, PLAIN, SPACE, TAG_START, Prose,
 KEYS = tuple(
     quote + key + quote for key in ("name", "arguments", "parameters", "id", "type") for quote in "\"'"
 )
-HEADER = re.compile(r'\{\s*"name"\s*:\s*"([^"\\]{1,128})"\s*,\s*"(?:arguments|parameters)"\s*:\s*\{')
+NAMED = re.compile(r'\{\s*"name"\s*:\s*"([^"\\]{1,128})"')
+NOT_NAMED_YET = re.compile(r'(?:\{\s*(?:"(?:n(?:a(?:me?)?)?)?|"name"\s*(?::\s*(?:"[^"\\]{0,128})?)?)?)?')
+HEADER = re.compile(NAMED.pattern + r'\s*,\s*"(?:arguments|parameters)"\s*:\s*\{')
 MAX_HEADER = 512  # characters
 
 OUTSIDE = re.compile(r"""[^"'{}\[\],<]++""")
@@ -35,14 +37,55 @@ class JsonReader:
         self._num_calls = 0
 
     def read(self) -> Wait[None]:
+        yield from self._read_leaked()
         while (yield from self.window.more()):
             if length := self.window.match_length(PLAIN):
                 self.prose.write(self.window.take(length))
             elif length := (yield from self._opening()):
+                self.window.remember()
                 yield from self._read_block(self.window.take(length))
+                self.window.recall()
             else:
                 self.prose.write(self.window.take(1))
         self.prose.finish()
+
+    def _read_leaked(self) -> Wait[None]:
+        """Reads a reply that is nothing but calls without <tool_call>, each with the name of a tool on offer.
+
+        Nobody knows before the end whether that is all: until then such a call is held back.
+        """
+        if not (yield from self._leak_begins()):
+            return
+        calls: list[tuple[str, dict[str, Any]]] = []
+        self.window.remember()
+        while (yield from self._next_mark()) == "{":
+            pieces: list[str] = []
+            yield from self._scan(pieces)
+            call = _decode_call("".join(pieces))
+            if call is None or call[0] not in self.schemas:
+                break
+            calls.append(call)
+            tag = yield from self.window.next_tag(0)
+            if tag.kind == "/tool_call":
+                self.window.take(tag.end)
+            if (yield from self.window.turn_ends()):
+                for name, arguments in calls:
+                    self._write_call(name, arguments)
+                return
+        self.prose.write(self.window.recall())
+
+    def _leak_begins(self) -> Wait[bool]:
+        """Does the text begin with the header of a call, after white space?"""
+        start = yield from self._after_space(0)
+        while True:
+            text = self.window.slice(start, start + MAX_HEADER)
+            named = NAMED.match(text)
+            begins = named[1] in self.schemas if named else NOT_NAMED_YET.fullmatch(text)
+            if begins and HEADER.match(text):
+                return True
+            if not begins or self.window.ended or len(text) == MAX_HEADER:
+                return False
+            yield
 
     def _opening(self) -> Wait[int]:
         """The length of <tool_call> and the space behind it where a call begins; else 0."""
@@ -87,28 +130,31 @@ class JsonReader:
             start = yield from self._object_at(0)
             if not start:
                 return
+            self.window.remember()
             opening = self.window.take(start)
 
     def _read_object(self, opening: str) -> Wait[bool]:
-        """One call. What turns out to be none goes on as text; what the text's end cuts off is dropped."""
+        """One call. What turns out to be none goes on as text; what a limit cuts off is dropped."""
         pieces: list[str] = []
         scanned = yield from self._scan(pieces, stop_at_header=True)
         text = "".join(pieces)
         if header := HEADER.fullmatch(text):
             yield from self._stream_arguments(self._start(header[1]))
         elif scanned and (call := _decode_call(text)):
-            name, arguments = call
-            writer = self._start(name)
-            for key, value in writer.schema.fit(arguments).items():
-                writer.put(key, value)
-            writer.finish()
-        elif self.window.ended and not self.window:
+            self._write_call(*call)
+        elif self.window.ended and not self.window and not self.window.end_of_turn:
             self.prose.call_begins()
         else:
             self.prose.write(opening + text)
             return False
         self.prose.call_ended()
         return True
+
+    def _write_call(self, name: str, arguments: dict[str, Any]) -> None:
+        call = self._start(name)
+        for key, value in call.schema.fit(arguments).items():
+            call.put(key, value)
+        call.finish()
 
     def _start(self, name: str) -> CallWriter:
         self.prose.call_begins()
@@ -126,14 +172,23 @@ class JsonReader:
         if mark != "}":
             call.cut()
             yield from self._drop_rest()
+            yield from self._give_back()
             return
         self.window.take(1)
         yield from self._next_mark()
         rest: list[str] = []
-        if (yield from self._scan(rest, depth=1)) or not self.window.ended:
-            call.finish()  # also when the last "}" is missing before </tool_call>
+        whole = yield from self._scan(rest, depth=1)
+        # also when the last "}" is missing, before </tool_call> or where the model ended its turn
+        if whole or not self.window.ended or (self.window.end_of_turn and call.name in self.schemas):
+            call.finish()
         else:
             call.cut()
+            yield from self._give_back()
+
+    def _give_back(self) -> Wait[None]:
+        """A call that the model left unfinished when it ended its turn is text."""
+        if (yield from self.window.turn_ends()):
+            self.prose.call_was_text(self.window.recall())
 
     def _stream_member(self, call: CallWriter) -> Wait[bool]:
         """One "key": value. False if there is none, or the text ends in it."""

@@ -26,11 +26,19 @@ TAG = re.compile(
     rf"<(?:(?P<open>tool_call)>"
     rf"|function=(?P<function>{FUNCTION})(?:(?P<function_end>>)|(?=[ \t]{{0,8}}(?:\r?\n|<)))"
     rf"|parameter=(?P<parameter>{PARAMETER})(?:(?P<parameter_end>>)|(?=[ \t]{{0,8}}\r?\n))"
-    rf"|/(?P<close>tool_call|function|parameter)/?>)"  # "</parameter/>" has been seen in the wild
+    # </parameter/>, </parameter1>, </parameter_function> and an unfinished </parameter: see sglang 27337
+    rf"|/(?P<close>tool_call|function|parameter)[0-9]?/?>"
+    rf"|/parameter_?(?P<both>function)>"
+    rf"|/(?P<unfinished>parameter)(?=[ \t]{{0,8}}(?:\r?\n|<)))"
 )
-CLOSING = ("</tool_call/>", "</function/>", "</parameter/>")
-UNFINISHED_HEADER = re.compile(rf"<(?:function=(?:{FUNCTION})?|parameter=(?:{PARAMETER})?)[ \t]{{0,8}}\r?")
+CLOSING = ("</tool_call>", "</function>", "</parameter>", "</parameterfunction>", "</parameter_function>")
+UNFINISHED = re.compile(
+    rf"<(?:function=(?:{FUNCTION})?|parameter=(?:{PARAMETER})?|/parameter)[ \t]{{0,8}}\r?"
+    rf"|</(?:tool_call|function|parameter)[0-9]?/?"
+)
 CUT_FUNCTION = re.compile(rf"<function={FUNCTION}")
+
+QUOTES = tuple("\"'“”„‘’«»‹›")
 
 CODE_MARKS = re.compile(r"`++|~++|\n|[^`~\n]++")
 INFO = re.compile(r"[\w+#.-]*\w[ \t\r]*")  # a fence's language
@@ -57,6 +65,7 @@ class Window:
         self._start = 0
         self.ended = False
         self.end_of_turn = False
+        self._taken: list[str] | None = None
 
     def feed(self, piece: str) -> None:
         self._text = self._text[self._start :] + piece
@@ -72,7 +81,26 @@ class Window:
         """The next `count` characters, or what there is of them; they are settled."""
         text = self.slice(0, count)
         self._start += len(text)
+        if self._taken is not None:
+            self._taken.append(text)
         return text
+
+    def remember(self) -> None:
+        """Keep what is taken from here on."""
+        self._taken = []
+
+    def recall(self) -> str:
+        """What was taken since then. It is kept no longer."""
+        text = "".join(self._taken or ())
+        self._taken = None
+        return text
+
+    def turn_ends(self) -> Wait[bool]:
+        """Has the model ended its turn with no more than white space from here on? If so, that is taken."""
+        ends = (yield from self.next_tag(0)).kind == "end" and self.end_of_turn
+        if ends:
+            self.take(len(self))
+        return ends
 
     def match_length(self, pattern: re.Pattern[str], at: int = 0) -> int:
         match = pattern.match(self._text, self._start + at)
@@ -119,8 +147,8 @@ def _tag(match: re.Match[str], base: int) -> Tag:
     kind = match.lastgroup or ""
     if kind == "open":
         return Tag("tool_call", start, end)
-    if kind == "close":
-        return Tag("/" + match["close"], start, end)
+    if kind in ("close", "both", "unfinished"):
+        return Tag("/" + match[kind], start, end)
     name = kind.removesuffix("_end")
     return Tag(name if kind.endswith("_end") else f"broken {name}", start, end, match[name])
 
@@ -133,7 +161,7 @@ def _may_become_tag(text: str) -> bool:
         or any(tag.startswith(text) for tag in CLOSING)
         or "<function=".startswith(text)
         or "<parameter=".startswith(text)
-        or UNFINISHED_HEADER.fullmatch(text) is not None
+        or UNFINISHED.fullmatch(text) is not None
     )
 
 
@@ -154,7 +182,9 @@ class Prose:
         self.num_calls = 0
         self._spoke = False  # has anything but white space been sent?
         self._space: list[str] = []  # held until text follows
+        self._before_call: list[str] = []  # the space before the last call
         self._line = ""  # the beginning of the current line
+        self._last = ""  # character
         self._blank = True  # nothing but white space in the current line
         self._run = ""  # the marks (` or ~) that have just arrived
         self._run_first = False  # do they begin their line?
@@ -172,6 +202,11 @@ class Prose:
         return len(self._line) < 4 and not self._line.strip(" ")
 
     @property
+    def mid_line_call(self) -> bool:
+        """May a call begin in this line, behind its words? Not in indented code, nor in quotation marks."""
+        return not self._line.startswith(("    ", "\t")) and self._last not in QUOTES
+
+    @property
     def in_code(self) -> bool:
         self._settle_run()
         return bool(self._fence and not self._fence_closes) or bool(self._span)
@@ -181,16 +216,23 @@ class Prose:
 
     def call_begins(self) -> None:
         self.num_calls += 1
-        self._space.clear()
+        self._before_call, self._space = self._space, []
         self._fence = self._span = ""
         self._span_holds_tag = False
 
     def call_ended(self) -> None:
-        self._line = ""
+        self._line = self._last = ""
         self._blank = True
+
+    def call_was_text(self, text: str) -> None:
+        """What was taken for a call since `call_begins` is text, and goes on as such."""
+        self.num_calls -= 1
+        self._space = self._before_call
+        self.write(text)
 
     def write(self, text: str) -> None:
         self._follow_code(text)
+        self._last = text[-1:]
         self._line = (self._line + text)[:5] if "\n" not in text else text[text.rfind("\n") + 1 :][:5]
         words = text.rstrip(" \t\r\n")
         if words:

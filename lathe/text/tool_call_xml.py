@@ -38,8 +38,7 @@ class XmlReader:
         """Whether the call that begins here has its wrapper, and its header; a tag "text" if none begins.
 
         A model that explains the format writes tags, too. A call is <tool_call> with a header behind it, or
-        a header on its own at the beginning of a line when it names a tool on offer; and what follows the
-        header must go on like a call.
+        a header on its own when it names a tool on offer; and what follows must go on like a call.
         """
         first = head = yield from self.window.tag_at(0)
         nothing = False, Tag("text", 0, 1)
@@ -50,46 +49,88 @@ class XmlReader:
             return nothing
         if wrapped := first.kind == "tool_call":
             head = yield from self.window.next_tag(first.end)
-        elif not self.prose.line_begins or head.name not in self.schemas:
+        elif head.name not in self.schemas:
             return nothing
         if head.kind == "broken function" and wrapped:
             return wrapped, head
         if head.kind != "function":
             return nothing
         after = yield from self.window.next_tag(head.end)
-        return (wrapped, head) if after.kind in (*PARAMETERS, "/function", "/tool_call", "end") else nothing
+        if wrapped or self.prose.line_begins:
+            goes_on = after.kind in (*PARAMETERS, "/function", "/tool_call")
+            # The end says nothing yet about a reply that was cut. A turn that ends here has named a header.
+            goes_on = goes_on or (after.kind == "end" and (wrapped or not self.window.end_of_turn))
+        else:
+            goes_on = self.prose.mid_line_call and (yield from self._goes_on_in_line(head, after))
+        return (wrapped, head) if goes_on else nothing
+
+    def _goes_on_in_line(self, head: Tag, after: Tag) -> Wait[bool]:
+        """Does a header behind words begin a call? Words in which it is only mentioned are likely there.
+
+        Its parameter is one that the tool declares, and follows at once or in the next line. Without any,
+        nothing may follow the call in its line.
+        """
+        space = self.window.slice(head.end, after.start)
+        if space and "\n" not in space:
+            return False
+        if after.kind == "parameter":
+            declared = self.schemas[head.name].properties
+            return not declared or after.name in declared
+        if after.kind != "/function":
+            return False
+        behind = yield from self.window.next_tag(after.end)
+        if "\n" in self.window.slice(after.end, behind.start):
+            return True
+        if behind.kind == "end":
+            return self.window.end_of_turn
+        return behind.kind in ("/tool_call", "tool_call", "function")
 
     def _read_block(self, head: Tag, wrapped: bool) -> Wait[None]:
         """One <tool_call> block, of one call or more."""
         while True:
+            self.window.remember()
             self.window.take(head.end)
             self.prose.call_begins()
-            schema = self.schemas.get(head.name, Schema({}))
+            offered = head.name in self.schemas
+            schema = self.schemas[head.name] if offered else Schema({})
             call = CallWriter(self._num_calls, head.name, schema, self.emit)
             self._num_calls += 1
-            if (yield from _CallReader(self.window, call, wrapped).read()):
+            closed = yield from _CallReader(self.window, call, wrapped).read()
+            turn_ends = not closed and (yield from self.window.turn_ends())
+            taken = self.window.recall()
+            if closed or (turn_ends and offered and call.is_whole):
                 call.finish()
             else:
                 call.cut()
+                if turn_ends:
+                    self.prose.call_was_text(taken)
+                    return
             self.prose.call_ended()
-            head = yield from self.window.next_tag(0)
-            if head.kind == "/tool_call":  # also without an opening one: its model forgot that
-                self.window.take(head.end)
+            head, closed = yield from self._pass_closers()
+            if closed or head.kind != "function" or not (wrapped or head.name in self.schemas):
                 return
-            if head.kind != "function" or not (wrapped or head.name in self.schemas):
-                return
+
+    def _pass_closers(self) -> Wait[tuple[Tag, bool]]:
+        """The tag behind all closing tags that follow a call, also those that close nothing; and whether the
+        wrapper's was among them.
+        """
+        closed = False
+        while (tag := (yield from self.window.next_tag(0))).kind in ("/tool_call", "/function"):
+            closed |= tag.kind == "/tool_call"
+            self.window.take(tag.end)
+        return tag, closed
 
     def _drop_block(self, head: Tag) -> Wait[None]:
         """Passes over a call whose header has no ">": nobody knows what its name is, and no user wants it."""
+        self.window.remember()
         self.window.take(head.end)
         self.prose.call_begins()
-        while (yield from self.window.more()):
-            tag = yield from self.window.tag_at(0)
-            if tag.kind == "tool_call":
-                break
+        while (tag := (yield from self.window.tag_at(0))).kind not in ("tool_call", "/tool_call", "end"):
             self.window.take(tag.end if tag.kind != "text" else max(1, self.window.find(TAG_START, 1)))
-            if tag.kind == "/tool_call":
-                break
+        if tag.kind == "/tool_call":
+            self.window.take(tag.end)
+        elif tag.kind == "end" and self.window.end_of_turn:
+            self.prose.call_was_text(self.window.recall())
         self.prose.call_ended()
 
 
@@ -200,7 +241,7 @@ class _CallReader:
         if tag.kind not in ("/function", "/tool_call") or not (line_begins or self.inline):
             return False
         last, behind = yield from self._after_closing(tag)
-        if behind.kind == "end" and line_begins:
+        if behind.kind == "end" and (line_begins or self.window.end_of_turn):
             return True
         return tag.kind == "/function" and last.kind == "/tool_call" and behind.kind != "/parameter"
 

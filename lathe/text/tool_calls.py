@@ -11,9 +11,12 @@ Two dialects. "qwen3_coder" (Qwen3-Coder's XML, which is not XML: nothing is esc
     </tool_call>
 
 **What is a call.** <tool_call> with a header behind it; or, since models forget the wrapper, a header alone
-at the beginning of a line if it names a tool on offer. A tool that is not on offer is still reported when it
-is wrapped, so that someone can tell the model. Everything else is text and goes on as text: prose that
-names a tag, Markdown's code, `<function={{ name }}>`. A call whose header lacks its ">" is dropped alone.
+that names a tool on offer: at the beginning of a line, or behind words when it goes on at once or in the next
+line with a parameter that the tool declares, or with </function> and then nothing more in the line. A tool
+that is not on offer is still reported when it is wrapped, so that someone can tell the model. In JSON, where
+an object says less, a call without its wrapper must be all of the turn. Everything else is text and goes on
+as text: prose that names a tag, Markdown's code, what is quoted, `<function={{ name }}>`. A call whose header
+lacks its ">" is dropped alone. Closing tags that follow a call without need are dropped, too.
 
 **Where a value ends.** A value may hold any tag. </parameter> ends it only where the call goes on behind
 it: before <parameter=...>, </function> or </tool_call>, and laid out in lines when the value is. A whole
@@ -32,13 +35,22 @@ that the tool declares and the call does not have yet.
   <tool_call>, without the </function> of that call: it seems to go on. (It is carried when
   `end_of_turn` is told and no other call follows.)
 
+All this holds for the tags as models misspell them: </parameter/>, </parameter1>, </parameter without its
+">" before a newline or "<", and </parameter_function> for </function>.
+
 White space here is at most 100 of " \\t\\r\\n". Names hold no white space and none of "<>{}", functions'
 names only letters, digits and "_.:/-", at most 128 characters. Text for a type other than string is what
 the type makes of it, and so is "null" or "None" where null is allowed. JSON itself can't tell a high
 surrogate that is followed by a low one from the character they stand for.
 
-**A reply that is cut** inside a call ends with valid JSON text but without CallFinished: no half call is
-ever run. A call is complete once its </function> or </tool_call> was seen.
+**A reply that ends inside a call.** A call is complete once its </function> or </tool_call> was seen, in JSON
+its last brace. Until then its pieces are valid JSON when they are joined, but no CallFinished follows, and no
+half call is ever run. What becomes of it depends on who ended the reply:
+
+- a limit or a stop string: the half call is dropped. `finish_reason` is "length", or "stop" for the string.
+- the model (`end_of_turn`): if no value is open, something was said, and nothing that the tool requires is
+  missing, only the closing tags were forgotten, and the call is complete. Else it is no call but text, and
+  all of it goes on as content. The pieces of its arguments have left already; a stream can't take them back.
 """
 
 from __future__ import annotations
@@ -128,7 +140,8 @@ class ToolCallParser:
         """What is left when the text ends.
 
         Say `end_of_turn` when the model ended by itself (an end-of-sequence token, not a limit): then the
-        last closing tags close the call, also if its value quotes the beginning of another one.
+        last closing tags close the call, also if its value quotes the beginning of another one, and closing
+        tags may be missing.
         """
         self._window.ended = True
         self._window.end_of_turn = end_of_turn

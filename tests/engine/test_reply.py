@@ -179,3 +179,32 @@ def test_a_call_in_a_thought_is_a_thought():
     assert completion.message.content == "Now:"
     assert [call.arguments for call in completion.message.tool_calls] == [{"command": "ls"}]
     assert completion.finish_reason == "tool_calls"
+
+
+# A turn that ends inside a call
+
+
+def test_a_turn_that_ends_behind_a_value_has_made_its_call():
+    completion = read(CALL.partition("</function>")[0], tools=(SHELL,))[0][-1].completion
+    assert [call.arguments for call in completion.message.tool_calls] == [{"command": "ls"}]
+    assert (completion.message.content, completion.finish_reason) == ("", "tool_calls")
+
+
+def test_a_turn_that_ends_in_a_value_has_made_none_and_loses_no_word():
+    words = "Look:\n\n" + CALL.partition("s\n</parameter>")[0]
+    chunks, _ = read(words, tools=(SHELL,))
+    completion = chunks[-1].completion
+    assert completion.message == Message("assistant", words)
+    assert completion.finish_reason == "stop"
+    assert "".join(chunk.text for chunk in chunks) == words, "a stream says the same"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"stop": ("</function",)}, "stop"), ({"last": "length"}, "length")]
+)
+def test_what_cuts_a_reply_ends_no_turn(options, reason):
+    words = CALL if "stop" in options else CALL.partition("</function>")[0]
+    chunks, _ = read(words, tools=(SHELL,), end=False, **options)
+    completion = chunks[-1].completion
+    assert completion.message == Message("assistant")
+    assert completion.finish_reason == reason

@@ -20,6 +20,7 @@ from lathe.text.tool_calls import (
 from lathe.types import ToolCall
 
 ENDS_LIKE_A_CALL = re.compile(r"\n</(function|tool_call)>\s*(<[^>]*)?\Z")
+DROPPED = re.compile(r"<function=\w+\s|5: \?")  # what no reader can make a call of
 
 every_case = pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 
@@ -28,10 +29,10 @@ def offered(case: Case):
     return TOOLS if case.tools is None else case.tools
 
 
-def read(case: Case, pieces):
+def read(case: Case, pieces, ended: bool | None = None):
     parser = ToolCallParser(offered(case), case.dialect)
     events = [event for piece in pieces for event in parser.feed(piece)]
-    return join_neighbours(events + parser.finish())
+    return join_neighbours(events + parser.finish(end_of_turn=case.ended if ended is None else ended))
 
 
 def cut(text: str, size: int) -> list[str]:
@@ -72,7 +73,7 @@ def test_all_48_cases_are_here():
 
 @every_case
 def test_a_reply_is_understood(case):
-    message = parse(case.text, offered(case), case.dialect)
+    message = parse(case.text, offered(case), case.dialect, end_of_turn=case.ended)
     assert [(one.name, one.arguments) for one in message.tool_calls] == case.calls
     assert [list(map(type, one.arguments.values())) for one in message.tool_calls] == [
         list(map(type, arguments.values())) for _, arguments in case.calls
@@ -112,7 +113,7 @@ def test_pieces_change_nothing(case):
 def test_a_reply_that_is_cut_never_runs_half_a_call(case):
     everything = [ToolCall(*one) for one in case.calls]
     for end in range(len(case.text)):
-        events = read(case, [case.text[:end]])
+        events = read(case, [case.text[:end]], ended=False)
         assert all(isinstance(json.loads(text), dict) for text in argument_texts(events).values())
         calls = [ToolCall(*one) for one in finished(events)]
         if case.holds_closing_line and ENDS_LIKE_A_CALL.search(case.text[:end]):
@@ -121,6 +122,22 @@ def test_a_reply_that_is_cut_never_runs_half_a_call(case):
 
 
 @every_case
+def test_a_turn_that_ends_anywhere_loses_nothing(case):
+    """What is no call in the end is text: nothing that was taken for one is missing."""
+    for end in range(len(case.text)):
+        text = case.text[:end]
+        events = read(case, [text], ended=True)
+        assert without_ids(read(case, list(text), ended=True)) == without_ids(events)
+        assert all(isinstance(json.loads(one), dict) for one in argument_texts(events).values())
+        if DROPPED.search(text):
+            continue
+        if not finished(events):
+            assert content(events) == text
+        elif len(argument_texts(events)) > len(finished(events)):
+            assert text.rstrip().endswith(content(events).rstrip()[-20:]), text
+
+
+@pytest.mark.parametrize("case", [case for case in ALL if not case.ended], ids=lambda case: case.name)
 def test_what_the_model_rendered_it_reads_again(case):
     calls = tuple(ToolCall(*one) for one in case.calls)
     message = parse(f"{case.content}\n{render(calls, case.dialect)}", offered(case), case.dialect)

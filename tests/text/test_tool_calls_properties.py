@@ -16,17 +16,20 @@ from lathe.text.tool_calls import ToolCallParser, parse, render
 from lathe.types import ToolCall
 
 SPACE = r"[ \t\r\n]{0,100}+"
+CLOSE = r"</parameter(?:[0-9]?/?>|(?=[ \t]{0,8}(?:\r?\n|<)))"
+END = r"</(?:parameter_?)?function[0-9]?/?>"
+WRAPPER_END = r"</tool_call[0-9]?/?>"
 NAME = r"\w[\w.:/-]{0,127}"
 PARAMETER = r"[^\s<>{}]{1,128}"
-GOES_ON = rf"(?!{SPACE}(?:</parameter/?>|\Z))"  # not: the value ends here
+GOES_ON = rf"(?!{SPACE}(?:{CLOSE}|\Z))"  # not: the value ends here
 
 # The strings that Qwen3-Coder's format can't carry, as the docstring of tool_calls names them. Matched
 # against the value between the two newlines that belong to its tags.
 UNCARRIED = re.compile(
-    rf"(?:\n</parameter/?>|</parameter/?>(?=[ \t\r]*\n)){SPACE}"
+    rf"(?:\n{CLOSE}|{CLOSE}(?=[ \t\r]*\n)){SPACE}"
     rf"(?:<parameter={PARAMETER}(?:>|[ \t]{{0,8}}\r?\n)"
-    rf"|(?:</function/?>(?:{SPACE}</tool_call/?>)?+|</tool_call/?>){GOES_ON})"
-    rf"|\n</function/?>{SPACE}</tool_call/?>{GOES_ON}"
+    rf"|(?:{END}(?:{SPACE}{WRAPPER_END})?+|{WRAPPER_END}){GOES_ON})"
+    rf"|\n{END}{SPACE}{WRAPPER_END}{GOES_ON}"
     rf"|(?:\n|<tool_call>{SPACE})<function={NAME}>(?=[ \t\r]*\n|{SPACE}<parameter={PARAMETER}>\n)"
     rf"{SPACE}<parameter={PARAMETER}>"
 )
@@ -34,6 +37,7 @@ HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 TAGS = """<tool_call> </tool_call> <function=now> <function=read_file> </function> </parameter>
 <parameter=path> <parameter=content> <parameter=x> <parameter=x </parameter/> </param < >
+</parameter1> </parameter </parameter_function> </tool_call2
 ` ``` ~~~ " ' \\ { } null True a é 😀"""
 SPACES = ["\n", "\n", "\n", "\r", "\r\n", " ", " " * 101, "\u2028"]
 PARTS = st.sampled_from([*TAGS.split(), *SPACES, "{{ name }}", "\ud83d", "\ude00", "\x00", "a" * 200])
@@ -66,6 +70,9 @@ NOT_CARRIED = [
     "</function>\n</tool_call> b",
     "<tool_call>\n<function=f>\n<parameter=x>\nb",
     "a\n<function=f><parameter=x>\nb",
+    "a\n</parameter1>\n<parameter=x>\nb",
+    "a\n</parameter\n</function>\nb",
+    "a\n</parameter_function>\n</tool_call>\nb",
 ]
 BARELY_CARRIED = [
     "a </parameter> <parameter=x>\nb",
@@ -78,6 +85,9 @@ BARELY_CARRIED = [
     "a\n</parameter>\n</function>\n</parameter>\nb",
     "a\n</parameter>\n<tool_call>\n<function=f>\nb",
     "a </function></tool_call>\nb",
+    "a\n</parameter12>\n<parameter=x>\nb",
+    "a\n</parameter x\n<parameter=x>\nb",
+    "a\n</parameter_function>\nb",
     "a\n</function>\nb",
     "a\n</function>\n</tool_call>",
     "a\n</tool_call>\nb",
@@ -130,7 +140,7 @@ def test_a_value_may_quote_any_call(quoted, before, after):
     assume(all(carried(value) for one in quoted for value in one.arguments.values()))
     assume(
         not any(
-            "<function=" in value or "</function" in value
+            re.search("<function=|</(parameter_?)?function", value)
             for one in quoted
             for value in one.arguments.values()
         )
@@ -146,7 +156,7 @@ def test_a_value_may_quote_any_call(quoted, before, after):
 def test_the_end_of_a_turn_carries_an_unclosed_quote(value):
     value = f"{value}\n<tool_call>\n<function=now>\n<parameter=x>\n1"
     assume(carried(value.replace("<parameter=x>\n1", "")))
-    assume("</function" not in value)
+    assume(not re.search("</(parameter_?)?function", value))
     calls = [ToolCall("write_file", {"content": value})]
     assert same(parse(render(calls), end_of_turn=True), calls)
 
@@ -222,9 +232,10 @@ def test_typed_values_come_back_in_both_dialects(arguments, data):
         json.dumps(message.tool_calls[0].arguments, allow_nan=False)
 
 
-def read(text, pieces, dialect):
+def read(text, pieces, dialect, ended):
     parser = ToolCallParser(TOOLS, dialect)
-    return join_neighbours([event for piece in pieces for event in parser.feed(piece)] + parser.finish())
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    return join_neighbours(events + parser.finish(end_of_turn=ended))
 
 
 REPLIES = st.one_of(
@@ -243,13 +254,18 @@ REPLIES = st.one_of(
 
 
 @settings(max_examples=500, deadline=None)
-@given(REPLIES, st.lists(st.integers(0, 400), max_size=8), st.sampled_from(["qwen3_coder", "qwen3"]))
-def test_pieces_change_nothing_in_any_text(text, cuts, dialect):
-    whole = read(text, [text], dialect)
+@given(
+    REPLIES,
+    st.lists(st.integers(0, 400), max_size=8),
+    st.sampled_from(["qwen3_coder", "qwen3"]),
+    st.booleans(),
+)
+def test_pieces_change_nothing_in_any_text(text, cuts, dialect, ended):
+    whole = read(text, [text], dialect, ended)
     edges = [0, *sorted(min(edge, len(text)) for edge in cuts), len(text)]
     pieces = [text[start:end] for start, end in pairwise(edges)]
-    assert without_ids(read(text, pieces, dialect)) == without_ids(whole)
-    assert without_ids(read(text, list(text), dialect)) == without_ids(whole)
+    assert without_ids(read(text, pieces, dialect, ended)) == without_ids(whole)
+    assert without_ids(read(text, list(text), dialect, ended)) == without_ids(whole)
     texts = argument_texts(whole)
     "".join(texts.values()).encode()
     assert all(isinstance(json.loads(one), dict) for one in texts.values())
@@ -273,6 +289,10 @@ ADVERSARIES = {
     "names": "<function=" + "a" * 150,
     "closers": "</parameter>",
     "calls": call("now") + "\n",
+    "headers in lines": "x <function=read_file>\n<parameter=path",
+    "open headers in lines": "x <function=read_file>" + " " * 99,
+    "calls in lines": "x <function=now></function>\n",
+    "ends of calls": "</function>\n</tool_call>\n",
     "json openers": '<tool_call>{"name": ',
     "json quotes": "<tool_call>{'name': '",
     "brackets": '<tool_call>{"name": [{',
@@ -294,6 +314,10 @@ IN_A_VALUE = {
     "minus in a list": ("<tool_call>\n<function=plan>\n<parameter=steps>\n[", "-"),
     "json string": ('<tool_call>{"name": "write_file", "arguments": {"content": "', "words \\n "),
     "json list": ('<tool_call>{"name": "plan", "arguments": {"steps": [', "1, "),
+    "json leak": ('{"name": "write_file", "arguments": {"content": "', "words "),
+    "json leaks": ("", '{"name": "now", "arguments": {}}\n'),
+    "json halves of leaks": ("", '{"name": "now", "arguments": {'),
+    "ends behind a call": (call("now"), "</function>\n</tool_call>\n"),
     "json key": ('<tool_call>{"name": "plan", "arguments": {"', "key"),
     "json halves": ('<tool_call>{"name": "write_file", "arguments": {"content": "', "\\ud83d"),
 }

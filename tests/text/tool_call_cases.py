@@ -21,6 +21,7 @@ class Case:
     holds_closing_line: bool = (
         False  # a value holds a line that ends calls, so that a cut there looks finished
     )
+    ended: bool = False  # the model ended its turn by itself, with an end mark behind the text
 
 
 def tool(tool_name: str, /, **properties: Any) -> Tool:
@@ -547,6 +548,176 @@ BUGS = [
     ),
 ]
 
+PATH = ("read_file", {"path": "a.py"})
+PARAMETER = "<parameter=path>\na.py\n</parameter>\n"
+EDIT = Tool(
+    "edit",
+    "",
+    {"type": "object", "properties": {"path": STRING, "text": STRING}, "required": ["path", "text"]},
+)
+
+
+def leaked(
+    name: str, text: str, calls: list[tuple[str, dict[str, Any]]] = (), content: str = "", **more
+) -> Case:
+    return Case(f"leaked: {name}", text, list(calls), content, **more)
+
+
+def prose(name: str, text: str, **more) -> Case:
+    return Case(f"prose: {name}", text, content=text, **more)
+
+
+# What models forget of a call (ollama 17742, 18530, 17914; sglang 27337; vllm 39771), and prose that must not
+# be taken for one.
+LEAKED = [
+    leaked(
+        "a header behind prose in its line",
+        f"I'll read it: <function=read_file>\n{PARAMETER}</function>",
+        [PATH],
+        "I'll read it:",
+    ),
+    leaked(
+        "all in one line",
+        "I'll read it: <function=read_file><parameter=path>a.py</parameter></function>",
+        [PATH],
+        "I'll read it:",
+    ),
+    leaked(
+        "an orphan closer is swallowed",
+        f"I'll read it:<function=read_file>\n{PARAMETER}</function>\n</tool_call>\nThere.",
+        [PATH],
+        "I'll read it:\nThere.",
+    ),
+    leaked(
+        "closers without end are swallowed",
+        f"<tool_call>\n<function=read_file>\n{PARAMETER}</function>\n</function>\n</tool_call>\n</tool_call>\nThere.",
+        [PATH],
+        "There.",
+    ),
+    leaked(
+        "no parameters, behind prose", "Now: <function=now>\n</function>", [("now", {})], "Now:", ended=True
+    ),
+    leaked(
+        "no parameters, and a closer", "Now: <function=now></function></tool_call>.", [("now", {})], "Now:."
+    ),
+    leaked(
+        "in a list",
+        f"- <function=read_file>\n{PARAMETER}</function>\n- <function=now>\n</function>\n",
+        [PATH, ("now", {})],
+        "-\n-",
+    ),
+    leaked(
+        "two behind prose, one closer",
+        f"Both: <function=read_file>\n{PARAMETER}</function>\n<function=now>\n</function>\n</tool_call>",
+        [PATH, ("now", {})],
+        "Both:",
+    ),
+    leaked(
+        "several calls in one wrapper",
+        f"<tool_call>\n<function=read_file>\n{PARAMETER}</function>\n<function=launch>\n</function>\n</tool_call>",
+        [PATH, ("launch", {})],
+    ),
+    leaked(
+        "a second wrapper, and the first is not closed",
+        f"<tool_call><function=read_file>{PARAMETER}</function><tool_call><function=now></function></tool_call>",
+        [PATH, ("now", {})],
+    ),
+    leaked(
+        "</parameter> missing behind prose",
+        "Go: <function=write_file>\n<parameter=path>\na\n<parameter=content>\nb\n</function>\n</tool_call>",
+        [("write_file", {"path": "a", "content": "b"})],
+        "Go:",
+    ),
+    leaked(
+        "a parameter without > behind prose",
+        "Go: <function=write_file>\n<parameter=path>\na\n</parameter>\n<parameter=content\nb\n</parameter>\n"
+        "</function>",
+        [("write_file", {"path": "a"})],
+        "Go:",
+    ),
+    *(
+        leaked(
+            f"{closer} for </parameter>",
+            f"<tool_call>\n<function=write_file>\n<parameter=path>\na\n{closer}\n<parameter=content>\nb\n{closer}\n"
+            "</function>\n</tool_call>",
+            [("write_file", {"path": "a", "content": "b"})],
+        )
+        for closer in ("</parameter/>", "</parameter1>", "</parameter")
+    ),
+    *(
+        leaked(
+            f"{closer} for two tags",
+            f"Hm. <function=read_file>\n<parameter=path>\na.py\n{closer}\n</tool_call>",
+            [PATH],
+            "Hm.",
+        )
+        for closer in ("</parameter_function>", "</parameterfunction>")
+    ),
+    leaked(
+        "the turn ends behind a value", f"Hm.\n<function=read_file>\n{PARAMETER}", [PATH], "Hm.", ended=True
+    ),
+    leaked("the reply is cut behind a value", f"Hm.\n<function=read_file>\n{PARAMETER}", content="Hm."),
+    leaked(
+        "the turn ends with </function> for </parameter>",
+        "Hm. <function=read_file><parameter=path>a.py</function>",
+        [PATH],
+        "Hm.",
+        ended=True,
+    ),
+    leaked(
+        "the turn ends behind a header without parameters",
+        "<tool_call>\n<function=now>",
+        [("now", {})],
+        ended=True,
+    ),
+    leaked(
+        "the turn ends in a value",
+        f"Hm.\n\n<tool_call>\n<function=read_file>\n{PARAMETER}<parameter=limit>\n5\n",
+        content=f"Hm.\n\n<tool_call>\n<function=read_file>\n{PARAMETER}<parameter=limit>\n5\n",
+        ended=True,
+    ),
+    leaked(
+        "the turn ends in the second call's value",
+        f"{call('now')}\n<tool_call>\n<function=read_file>\n<parameter=path>\na",
+        [("now", {})],
+        "<tool_call>\n<function=read_file>\n<parameter=path>\na",
+        ended=True,
+    ),
+    leaked(
+        "the turn ends before what the tool requires",
+        "Hm. <function=edit>\n<parameter=path>\na\n</parameter>\n",
+        content="Hm. <function=edit>\n<parameter=path>\na\n</parameter>\n",
+        tools=[EDIT],
+        ended=True,
+    ),
+    leaked(
+        "the turn ends behind a header",
+        "<tool_call>\n<function=read_file>",
+        content="<tool_call>\n<function=read_file>",
+        ended=True,
+    ),
+    prose("a tool that is not on offer", "Hm: <function=launch><parameter=x>1</parameter></function>"),
+    prose(
+        "a tool that is not on offer, in its own line",
+        "Hm:\n<function=launch>\n<parameter=x>\n1\n</parameter>\n</function>",
+    ),
+    prose("no tools at all", f"Hm: <function=read_file>\n{PARAMETER}</function>", tools=[]),
+    prose("words between the tags", "Write <function=read_file>, then <parameter=path>, then </function>."),
+    prose("tags in a row", "The tags: <function=read_file> <parameter=path> </parameter> </function>"),
+    prose("what is quoted", 'It said "<function=now></function>" and ‘<function=now>\n</function>’.'),
+    prose("a placeholder", "Write <function=read_file><parameter=NAME>value</parameter></function> to read."),
+    prose("an empty call in a sentence", "Call <function=now></function> to see the time."),
+    prose("indented code", "So:\n\n    <function=now>\n    </function>\n\n\tx <function=now></function>\n"),
+    prose("a fence", "So:\n```\nx: <function=now></function>\n```\n"),
+    prose("inline code", f"So: `x <function=read_file>{PARAMETER}</function>`"),
+    prose("a header in its own line, and the turn's end", "It begins with\n<function=now>", ended=True),
+    prose(
+        "a header and a parameter, and then words",
+        "It begins with\n<function=read_file>\n<parameter=path>\nand so on. That is all there is to it.\n",
+        ended=True,
+    ),
+]
+
 
 def json_call(text: str, name: str = "read_file") -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {text}}}\n</tool_call>'
@@ -620,9 +791,78 @@ JSON_CASES = [
         f"```\n{json_call('{}')}\n```",
     ),
     json_case(
-        "json: leaked objects are not guessed",
+        "json: a leaked object is a call when it is the whole turn",
+        '\n{"name": "read_file", "arguments": {"path": "a"}}\n',
+        [A],
+        ended=True,
+    ),
+    json_case(
+        "json: leaked objects, one a line, and an orphan closer",
+        '{"name": "now", "arguments": {}}\n{"arguments": {"path": "a"}, "name": "read_file"}\n</tool_call>',
+        [("now", {}), A],
+        ended=True,
+    ),
+    json_case(
+        "json: a leaked object in a turn that was cut",
         '{"name": "now", "arguments": {}}',
         content='{"name": "now", "arguments": {}}',
+    ),
+    json_case(
+        "json: a leaked object of an unknown tool",
+        '{"name": "launch", "arguments": {"x": 1}}',
+        content='{"name": "launch", "arguments": {"x": 1}}',
+        ended=True,
+    ),
+    json_case(
+        "json: a leaked object with words behind, then a call",
+        '{"name": "now", "arguments": {}}\nis how it looks.\n' + json_call("{}", "now"),
+        [("now", {})],
+        '{"name": "now", "arguments": {}}\nis how it looks.',
+        ended=True,
+    ),
+    json_case(
+        "json: a leaked object behind words",
+        'So: {"name": "now", "arguments": {}}',
+        content='So: {"name": "now", "arguments": {}}',
+        ended=True,
+    ),
+    json_case(
+        "json: a leaked object in a fence",
+        '```json\n{"name": "now", "arguments": {}}\n```',
+        content='```json\n{"name": "now", "arguments": {}}\n```',
+        ended=True,
+    ),
+    json_case(
+        "json: an answer in JSON",
+        '{"name": "now", "age": 5, "arguments": "none"}\n',
+        content='{"name": "now", "age": 5, "arguments": "none"}\n',
+        ended=True,
+    ),
+    json_case(
+        "json: half a leaked object",
+        '{"name": "read_file", "arguments": {"path": "a',
+        content='{"name": "read_file", "arguments": {"path": "a',
+        ended=True,
+    ),
+    json_case("json: the turn ends without </tool_call>", json_call('{"path": "a"}')[:-12], [A], ended=True),
+    json_case(
+        "json: the turn ends without the last brace",
+        'Hm.\n<tool_call>\n{"name": "read_file", "arguments": {"path": "a"}\n',
+        [A],
+        "Hm.",
+        ended=True,
+    ),
+    json_case(
+        "json: the turn ends in the arguments",
+        'Hm.\n\n<tool_call>\n{"name": "read_file", "arguments": {"path": "a", "limit": 5\n',
+        content='Hm.\n\n<tool_call>\n{"name": "read_file", "arguments": {"path": "a", "limit": 5\n',
+        ended=True,
+    ),
+    json_case(
+        "json: the turn ends in the header",
+        'Hm.\n<tool_call>\n{"name": "read_',
+        content='Hm.\n<tool_call>\n{"name": "read_',
+        ended=True,
     ),
     json_case("json: cut in the arguments", "Hm.\n" + json_call('{"path": "a b c"}')[:-30], content="Hm."),
     json_case("json: a key twice", json_call('{"path": "a", "path": "b"}'), [A]),
@@ -640,4 +880,4 @@ JSON_CASES = [
     ),
 ]
 
-ALL = CASES + BUGS + JSON_CASES
+ALL = CASES + BUGS + LEAKED + JSON_CASES
