@@ -84,6 +84,30 @@ def test_prose_before_two_calls_is_kept(ask):
     assert len({call.id for call in choice.message.tool_calls}) == 2
 
 
+LEAKED = "I'll square it: <function=square><parameter=x>5</parameter>"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "x"),
+    [
+        (f"{LEAKED}</function>\n</tool_call>", "I'll square it:", 5),  # without <tool_call>, behind words
+        (LEAKED, "I'll square it:", 5),  # and the closing tags are forgotten
+        (LEAKED.removesuffix("</parameter>"), LEAKED.removesuffix("</parameter>"), None),  # not finished
+    ],
+)
+def test_a_call_that_the_model_half_forgot(ask, text, content, x):
+    with client_of(ScriptedModel(text, text)) as client:
+        choice = client.chat.completions.create(**ask, tools=[SQUARE]).choices[0]
+        chunks = list(client.chat.completions.create(**ask, tools=[SQUARE], stream=True))
+    calls = choice.message.tool_calls or []
+    assert [json.loads(call.function.arguments) for call in calls] == ([] if x is None else [{"x": x}])
+    assert choice.message.content == content
+    assert choice.finish_reason == chunks[-1].choices[0].finish_reason == ("tool_calls" if calls else "stop")
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == content
+    for call in collect_calls(chunks).values():
+        assert json.loads(call["arguments"]) in ({"x": 5}, {})
+
+
 def test_n_replies_and_their_usage(ask):
     with client_of(ScriptedModel("one", "two", "three")) as client:
         reply = client.chat.completions.create(**ask, n=3)
