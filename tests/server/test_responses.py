@@ -1,6 +1,7 @@
 """Replies of the responses dialect as OpenAI's own client sees them, over a socket. Words are scripted."""
 
 import json
+import threading
 import time
 
 import httpx
@@ -287,6 +288,22 @@ def test_an_error_in_mid_stream_is_response_failed():
     assert whole.status_code == 500
     assert whole.json()["error"].keys() == {"message", "type", "param", "code"}
     assert "secret" not in json.dumps(events) + whole.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_stops_fails_the_reply_with_what_it_has(stream):
+    model = ScriptedModel("a" * 400, delay_s=0.01)
+    with serve(model) as url:
+        timer = threading.Timer(0.5, model.engine.abort_all)
+        timer.start()
+        if stream:
+            response = raw_events(url)[-1]["response"]
+        else:
+            response = httpx.post(f"{url}/v1/responses", json=ASK, timeout=20).json()
+        timer.join()
+    check_response(response)
+    assert (response["status"], response["error"]["code"]) == ("failed", "server_error")
+    assert 0 < len(response["output"][0]["content"][0]["text"]) < 400
 
 
 # What a scripted model can't say
