@@ -5,7 +5,10 @@ BIN := .venv/bin
 MODEL ?= smollm2
 PORT ?= 8000
 
-.PHONY: serve test check test-slow format clean
+# Other people's coding agents that `make test-clients` installs and runs, or `all`.
+CLIENTS ?= qwen mini
+
+.PHONY: serve test check test-slow test-clients format clean
 
 serve: .venv/installed
 	@$(BIN)/lathe serve $(MODEL) --port $(PORT)
@@ -20,6 +23,10 @@ check: test
 
 test-slow: .venv/installed-dev
 	$(BIN)/pytest -m slow --timeout 1200
+
+test-clients: .venv/installed-dev
+	$(BIN)/python tests/clients/install.py $(CLIENTS)
+	$(BIN)/pytest -m "" tests/clients -rs
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .

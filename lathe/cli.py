@@ -88,6 +88,10 @@ def serve(
     alias: Annotated[
         list[str] | None, typer.Option(help="Another name that the model goes by. May be repeated.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write every conversation into this folder, as Rollouts."),
+    ] = None,
     max_context: MaxContext = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -119,19 +123,26 @@ def serve(
     # Before the model loads: a port in use is better known now than in some minutes.
     bound = run.bind(host, port)
     from lathe.server.app import create_app
+    from lathe.server.recorder import open_folder
 
+    if record is not None:
+        open_folder(record)
     engine_options = {"deterministic": deterministic} | ({} if speculate else {"max_drafts": 0})
     with load(model, max_context, device, dtype, yarn, keep_fp8, out, **engine_options) as llm:
         url = run.base_url(bound)
         if not run.is_loopback(bound) and api_key is None:
             out.print("[yellow]Anyone who reaches this machine may use the model: set --api-key.[/yellow]")
 
+        if record is not None:
+            out.print(f"Every conversation is recorded in {record}.", highlight=False, soft_wrap=True)
+
         def show_how_to_ask() -> None:
             line = f"Serving at {url}/v1, and a chat page at {url} (Ctrl-C stops). Try:"
             out.print(line, highlight=False, soft_wrap=True)
             print(run.curl_line(url, api_key), flush=True)
 
-        run.run(create_app(llm, api_key=api_key, aliases=alias or ()), bound, show_how_to_ask, grace)
+        app = create_app(llm, api_key=api_key, aliases=alias or (), record=record)
+        run.run(app, bound, show_how_to_ask, grace)
 
 
 @app.command()
@@ -309,6 +320,27 @@ def info(
         info.show_files(found.checkpoint, out)
         info.show_text(found.checkpoint, out)
     info.show_memory(config, context or info.contexts_of(config), out)
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A .jsonl of rollouts, or a folder of them.")],
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer to read the ids with. As the records say.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Leave out no line of what the model read.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Show the tokens' ids, too.")] = False,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Show each sampled token with its log-probability.")
+    ] = False,
+) -> None:
+    """Show rollouts: what was said, and in green what would be trained on. Loads no weights."""
+    from lathe.jsonl import read_rollouts
+    from lathe.terminal.show import Detail, show_rollout, tokenizers
+
+    out, tokenizer_of = stdout(), tokenizers(model)
+    for rollout in read_rollouts(path):
+        show_rollout(rollout, tokenizer_of(rollout.model), out, Detail(full, ids, logprobs))
 
 
 def load(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from lathe.engine.llm import LLM
 from lathe.engine.sequence import Sampled
@@ -29,6 +31,7 @@ class _Line:
     token_ids: list[int]
     report: Callable[[Sampled], None]
     max_tokens: int | None
+    num_cached_tokens: int
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     cancelled: bool = False
     aborted: bool = False
@@ -37,8 +40,11 @@ class _Line:
 class ScriptedEngine:
     """Speaks the next reply of its script to each request, one token at a time, with probability 1.
 
-    A reply of None, or the script's end, means: say nothing and end the turn. `prompts` records what was
-    asked. `delay_s` is the pause before each token.
+    A reply of None, or the script's end, means: say nothing and end the turn. `answer` chooses the reply by
+    the prompt's text instead. `prompts` records what was asked. `delay_s` is the pause before each token.
+    With `prefix_cache`, `num_cached_tokens` records for each prompt what an endless cache would have: the
+    longest beginning that it shares with an earlier conversation, but for the last token, which is always
+    read.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class ScriptedEngine:
         tokenizer: Tokenizer,
         replies: Iterable[str | None],
         *,
+        answer: Callable[[str], str | None] | None = None,
+        prefix_cache: bool = False,
         max_context: int = 32_768,
         delay_s: float = 0.0,
     ):
@@ -54,8 +62,12 @@ class ScriptedEngine:
         self.vocab_size = tokenizer.vocab_size
         self.eos_token_ids = frozenset({tokenizer.special_tokens["<|im_end|>"]})
         self.prompts: list[tuple[int, ...]] = []
+        self.num_cached_tokens: list[int] = []
         self.num_open = 0
         self._replies = iter(replies)
+        self._answer = answer
+        self._prefix_cache = prefix_cache
+        self._conversations: list[tuple[int, ...]] = []  # sorted, so that the most alike are neighbours
         self._delay_s = delay_s
         self._lines: list[_Line] = []
         self._lock = threading.Lock()
@@ -70,13 +82,18 @@ class ScriptedEngine:
         if len(prompt_token_ids) >= self.max_context:
             raise PromptTooLong(len(prompt_token_ids), self.max_context)
         with self._lock:
-            self.prompts.append(prompt_token_ids)
-            reply = next(self._replies, None) or ""
             self.num_open += 1
-        ids = self.tokenizer.encode(reply, allow_special=True) + sorted(self.eos_token_ids)
+            self.prompts.append(prompt_token_ids)
+            reply = self._reply_to(prompt_token_ids)
+            ids = self.tokenizer.encode(reply, allow_special=True) + sorted(self.eos_token_ids)
+            num_cached = self._num_cached(prompt_token_ids)
+            self.num_cached_tokens.append(num_cached)
+            if self._prefix_cache:
+                bisect.insort(self._conversations, (*prompt_token_ids, *ids))
         ends = [place for place, token_id in enumerate(ids) if token_id in sampling.stop_token_ids]
         ids = ids[: ends[0] + 1] if ends else ids
-        line = _Line(ids, report, sampling.max_tokens, certain(prompt_token_ids, sampling.prompt_logprobs))
+        known = certain(prompt_token_ids, sampling.prompt_logprobs)
+        line = _Line(ids, report, sampling.max_tokens, num_cached, known)
         with self._lock:
             self._lines.append(line)
         threading.Thread(target=self._speak, args=(line,), daemon=True).start()
@@ -99,9 +116,21 @@ class ScriptedEngine:
     def close(self) -> None:
         self._closed.set()
 
+    def _reply_to(self, prompt: tuple[int, ...]) -> str:
+        reply = self._answer(self.tokenizer.decode(prompt)) if self._answer else next(self._replies, None)
+        return reply or ""
+
+    def _num_cached(self, prompt: tuple[int, ...]) -> int:
+        place = bisect.bisect(self._conversations, prompt)
+        neighbours = self._conversations[max(place - 1, 0) : place + 1]
+        return min(max((num_shared(prompt, other) for other in neighbours), default=0), len(prompt) - 1)
+
     def _speak(self, line: _Line) -> None:
+        sampled = partial(
+            Sampled, num_cached_tokens=line.num_cached_tokens, prompt_logprobs=line.prompt_logprobs
+        )
         if line.max_tokens == 0:
-            line.report(Sampled(None, "length", prompt_logprobs=line.prompt_logprobs))
+            line.report(sampled(None, "length"))
             line.token_ids = []
         for place, token_id in enumerate(line.token_ids):
             if self._closed.wait(self._delay_s) or line.cancelled:
@@ -113,7 +142,7 @@ class ScriptedEngine:
             is_end = place + 1 == len(line.token_ids)
             reason: FinishReason | None = "stop" if is_end else "length" if is_cut else None
             token = TokenLogprob(token_id, 0.0, ((token_id, 0.0),))
-            line.report(Sampled(token, reason, prompt_logprobs=line.prompt_logprobs))
+            line.report(sampled(token, reason))
             if reason:
                 break
         with self._lock:
@@ -125,7 +154,8 @@ class ScriptedModel(LLM):
     """A model that says exactly these replies, in order: `ScriptedModel("echo hi", None)`.
 
     A reply may hold control tokens, as a real model's does (`<tool_call>` …). With a tiny byte-level
-    tokenizer and the built-in chat template unless others are given.
+    tokenizer and the built-in chat template unless others are given. Clients that ask for more than their
+    conversation (a title, a summary) need `answer`, which is given the prompt as text.
     """
 
     engine: ScriptedEngine
@@ -133,14 +163,23 @@ class ScriptedModel(LLM):
     def __init__(
         self,
         *replies: str | None,
+        answer: Callable[[str], str | None] | None = None,
         tokenizer: Tokenizer | None = None,
         template: ChatTemplate | None = None,
+        prefix_cache: bool = False,
         max_context: int = 32_768,
         delay_s: float = 0.0,
     ):
         tokenizer = tokenizer or tiny_tokenizer()
         self._assemble(
-            engine=ScriptedEngine(tokenizer, replies, max_context=max_context, delay_s=delay_s),
+            engine=ScriptedEngine(
+                tokenizer,
+                replies,
+                answer=answer,
+                prefix_cache=prefix_cache,
+                max_context=max_context,
+                delay_s=delay_s,
+            ),
             tokenizer=tokenizer,
             template=template or ChatTemplate.builtin(),
             model_id="scripted",
@@ -153,6 +192,12 @@ def certain(prompt: tuple[int, ...], asked: int | None) -> tuple[TokenLogprob | 
     if asked is None:
         return ()
     return (None, *(TokenLogprob(token_id, 0.0, ((token_id, 0.0),)) for token_id in prompt[1:]))
+
+
+def num_shared(ids: tuple[int, ...], others: tuple[int, ...]) -> int:
+    """How many tokens two conversations have in common from their beginning."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def tiny_tokenizer() -> Tokenizer:

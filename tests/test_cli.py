@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 import lathe
 from lathe import cli
+from lathe.jsonl import read_rollouts
 from lathe.model.checkpoint import save_model
 from lathe.model.config import ModelConfig
 from lathe.model.transformer import Transformer
@@ -144,7 +146,8 @@ def test_an_unknown_model_is_one_line(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_convert_to_gguf_and_back(tmp_path):
+def save_tiny(folder: Path) -> None:
+    """A checkpoint that loads at once."""
     tokenizer = tiny_tokenizer()
     config = ModelConfig(
         architecture="qwen3",
@@ -157,8 +160,12 @@ def test_convert_to_gguf_and_back(tmp_path):
         intermediate_size=128,
         max_position_embeddings=512,
     )
-    save_model(Transformer(config, dtype=torch.bfloat16), tmp_path / "model")
-    tokenizer.save(tmp_path / "model")
+    save_model(Transformer(config, dtype=torch.bfloat16), folder)
+    tokenizer.save(folder)
+
+
+def test_convert_to_gguf_and_back(tmp_path):
+    save_tiny(tmp_path / "model")
     there = run_here("convert", tmp_path / "model", tmp_path / "model.gguf", "--type", "q8_0")
     assert there.exit_code == 0, there.stderr
     assert re.search(r"q8_0 +\d+ tensors, relative error [3-9]\.\d+e-03", there.stdout), there.stdout
@@ -217,3 +224,38 @@ def test_the_printed_curl_line_works_and_signals_stop_the_server(stop):
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_was_answered_is_on_the_record_whatever_kills_the_server(tmp_path):
+    save_tiny(tmp_path / "model")
+    records = tmp_path / "records"
+    process = subprocess.Popen(
+        command("serve", tmp_path / "model", "--port", 0, "--record", records),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    try:
+        url = re.search(r"http://[^/]+", wait_for_line(process, "curl "))[0]
+        body = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 20, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
+            for line in reply.iter_lines():
+                if '"finish_reason":"' in line:
+                    process.kill()
+                    break
+    finally:
+        process.kill()
+        process.wait()
+    (rollout,) = read_rollouts(records)
+    (trajectory,) = rollout.trajectories
+    assert rollout.model == str(tmp_path / "model")
+    assert sum(trajectory.loss_mask) == 20 or trajectory.segments[0].finish_reason == "stop"
+    shown = run_here("show", records)
+    assert "<|im_start|>user\nHi.<|im_end|>" in shown.stdout, "by the tokenizer that the record names"
+    assert "── sampled" in shown.stdout
+
+
+def test_a_folder_that_cannot_hold_records_is_known_before_the_model_loads(tmp_path):
+    (tmp_path / "file").touch()
+    assert "--record" in error_of(call("serve", "no-such-model", "--port", 0, "--record", tmp_path / "file"))

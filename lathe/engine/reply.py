@@ -19,7 +19,8 @@ from lathe.types import Completion, FinishReason, Message, SamplingParams, Token
 class Chunk:
     """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only.
 
-    `num_cached_tokens` and `prompt_logprobs` are the completion's, and known from the first piece on.
+    `num_cached_tokens`, `prompt_logprobs` and `weights_version` are the completion's, and known from the
+    first piece on.
     """
 
     index: int
@@ -28,6 +29,7 @@ class Chunk:
     completion: Completion | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    weights_version: int = 0
 
     @property
     def text(self) -> str:
@@ -134,6 +136,7 @@ class Reply:
             completion,
             self._first.num_cached_tokens,
             self._first.prompt_logprobs,
+            self._first.weights_version,
         )
 
     def _split(self, text: str, is_end_mark: bool, finish_reason: FinishReason | None) -> tuple[str, str]:

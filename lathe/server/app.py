@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -14,6 +15,7 @@ from lathe.server import chat, completions, errors, infill, messages, metrics, p
 from lathe.server.chat_schema import Health, ModelList, ServedModel
 from lathe.server.errors import BadRequest, json_response
 from lathe.server.guards import LimitBody, RequireKey, SoundRoute
+from lathe.server.recorder import Recorder
 from lathe.server.service import Service
 from lathe.server.wire import ErrorReply
 
@@ -25,10 +27,11 @@ def create_app(
     *,
     api_key: str | None = None,
     aliases: Iterable[str] = (),
+    record: Path | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """An app that serves one model, also by the names in `aliases`. With `api_key`, every path asks for it
-    but /health and the page at /."""
+    but /health and the page at /. With `record`, every conversation is written into that folder."""
     app = FastAPI(
         title="Lathe",
         version=lathe.__version__,
@@ -37,7 +40,8 @@ def create_app(
         redoc_url=None,
     )
     app.router.route_class = SoundRoute
-    app.state.service = service = Service(llm, aliases)
+    recorder = None if record is None else Recorder(record, model=llm.model_id)
+    app.state.service = service = Service(llm, aliases, recorder)
 
     @app.get("/health", response_model=Health)
     async def health() -> Response:

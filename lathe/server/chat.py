@@ -26,6 +26,7 @@ from lathe.server.errors import BadRequest, describe_late
 from lathe.server.logprobs import entries_json, spoken
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn, num_reasoning, num_sampled
+from lathe.server.sessions import session_of
 from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
 from lathe.server.thinking import template_options
 from lathe.text import tool_calls
@@ -58,7 +59,7 @@ def install(app: FastAPI, service: Service) -> None:
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """A reply to a conversation: whole, or streamed when stream is true."""
-        reply = await read(body, service)
+        reply = await read(body, service, await session_of(request))
         if body.stream:
             return EventStream(stream_reply(reply, service))
         return await answer(request, whole_reply(reply, service))
@@ -67,12 +68,12 @@ def install(app: FastAPI, service: Service) -> None:
 # From JSON to nouns
 
 
-async def read(request: ChatRequest, service: Service) -> ChatReply:
+async def read(request: ChatRequest, service: Service, session: str | None = None) -> ChatReply:
     """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
     sampling = read_chat_sampling(request, service.llm.default_sampling)
     return ChatReply(
-        turn=await service.prepare("chat", read_trajectory(request), sampling),
+        turn=await service.prepare("chat", read_trajectory(request), sampling, session=session),
         model_id=service.answers_to(request.model),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )

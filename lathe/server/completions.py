@@ -27,6 +27,7 @@ from lathe.server.errors import BadRequest, describe_late
 from lathe.server.logprobs import legacy_logprobs
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn, num_sampled
+from lathe.server.sessions import session_of
 from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
 from lathe.text import fim
 from lathe.text.fim import FimPrompt
@@ -65,7 +66,7 @@ def install(app: FastAPI, service: Service) -> None:
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continuations of raw prompts, or with suffix what stands between: whole, or streamed."""
-        reply = await read(body, service)
+        reply = await read(body, service, await session_of(request))
         if body.stream:
             return EventStream(stream_reply(reply, service))
         return await answer(request, whole_reply(reply, service))
@@ -74,7 +75,7 @@ def install(app: FastAPI, service: Service) -> None:
 # From JSON to nouns
 
 
-async def read(request: CompletionRequest, service: Service) -> CompletionReply:
+async def read(request: CompletionRequest, service: Service, session: str | None = None) -> CompletionReply:
     """Raises BadRequest: what is wrong with a request, before any work."""
     started = time.monotonic()
     prompts = read_prompts(request)
@@ -86,7 +87,9 @@ async def read(request: CompletionRequest, service: Service) -> CompletionReply:
     encoded = await asyncio.to_thread(encode_all, tokenizer, prompts, request.suffix)
     return CompletionReply(
         turns=tuple(
-            service.prepare_raw("completions", ids, sampling, param="prompt", started=started)
+            service.prepare_raw(
+                "completions", ids, sampling, param="prompt", started=started, session=session
+            )
             for ids in encoded
         ),
         echoes=tuple(read_echo(request, tokenizer, prompt) for prompt in prompts),

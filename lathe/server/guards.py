@@ -78,10 +78,12 @@ class SoundRequest(Request):
     """Python's own JSON reader lets through what breaks later: lone surrogates, NaN, a thousand levels."""
 
     async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise HTTPException(400, f"The body is no valid JSON: {error}.") from error
+        if not hasattr(self, "_json"):  # where Starlette keeps it, too
+            try:
+                self._json = from_json(await self.body(), allow_inf_nan=False)
+            except ValueError as error:
+                raise HTTPException(400, f"The body is no valid JSON: {error}.") from error
+        return self._json
 
 
 class SoundRoute(APIRoute):

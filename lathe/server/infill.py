@@ -20,6 +20,7 @@ from lathe.server.errors import describe_late
 from lathe.server.infill_schema import Infill, InfillRequest
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn
+from lathe.server.sessions import session_of
 from lathe.server.streaming import EventStream, answer, reply_or_events, sse
 from lathe.text import fim
 from lathe.text.fim import FimPrompt, SourceFile
@@ -53,7 +54,7 @@ def install(app: FastAPI, service: Service) -> None:
     )
     async def infill(body: InfillRequest, request: Request) -> Response:
         """What stands between two texts, as llama.vim and llama.vscode ask: whole, or streamed."""
-        reply = await read(body, service)
+        reply = await read(body, service, await session_of(request))
         if body.stream:
             return EventStream(stream_reply(reply, service))
         return await answer(request, whole_reply(reply, service))
@@ -62,7 +63,7 @@ def install(app: FastAPI, service: Service) -> None:
 # From JSON to nouns
 
 
-async def read(request: InfillRequest, service: Service) -> InfillReply:
+async def read(request: InfillRequest, service: Service, session: str | None = None) -> InfillReply:
     """Raises UserError for a model without the control tokens."""
     started = time.monotonic()
     llm = service.llm
@@ -70,7 +71,9 @@ async def read(request: InfillRequest, service: Service) -> InfillReply:
     room = fim.room_for_prompt(llm.max_context, sampling.max_tokens)
     ids, num_left_out = await asyncio.to_thread(fim.fit, llm.tokenizer, read_prompt(request), room)
     return InfillReply(
-        turn=service.prepare_raw("infill", ids, sampling, param="input_prefix", started=started),
+        turn=service.prepare_raw(
+            "infill", ids, sampling, param="input_prefix", started=started, session=session
+        ),
         model_id=service.answers_to(request.model),
         truncated=num_left_out > 0,
         time_limit_s=request.t_max_predict_ms / 1000 if request.t_max_predict_ms else None,

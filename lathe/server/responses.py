@@ -20,6 +20,7 @@ from lathe.server.responses_items import read_items
 from lathe.server.responses_schema import FunctionTool, ResponseObject, ResponsesRequest, ToolChoice
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn
+from lathe.server.sessions import session_of
 from lathe.server.streaming import EventStream, answer, reply_or_events, sse
 from lathe.server.thinking import template_options
 from lathe.types import Message, SamplingParams, Tool, Trajectory
@@ -39,7 +40,7 @@ def install(app: FastAPI, service: Service) -> None:
     )
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """A reply to a conversation of items: whole, or as events when stream is true. Nothing is stored."""
-        turn = await read(body, service)
+        turn = await read(body, service, await session_of(request))
         writer = ResponseWriter(
             response_json(body, turn, service.answers_to(body.model)),
             turn,
@@ -54,7 +55,7 @@ def install(app: FastAPI, service: Service) -> None:
 # From JSON to nouns
 
 
-async def read(request: ResponsesRequest, service: Service) -> Turn:
+async def read(request: ResponsesRequest, service: Service, session: str | None = None) -> Turn:
     """Raises BadRequest or TemplateError: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
     trajectory = Trajectory(
@@ -68,7 +69,7 @@ async def read(request: ResponsesRequest, service: Service) -> Turn:
     )
     sampling = read_responses_sampling(request, service.llm.default_sampling)
     try:
-        return await service.prepare("responses", trajectory, sampling)
+        return await service.prepare("responses", trajectory, sampling, session=session)
     except PromptTooLong as error:
         raise BadRequest(str(error), param="input", code="context_length_exceeded") from error
 

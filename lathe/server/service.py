@@ -18,6 +18,7 @@ from lathe.engine.llm import LLM, Chunk
 from lathe.errors import PromptTooLong, UserError
 from lathe.server.errors import BadRequest
 from lathe.server.metrics import Metrics
+from lathe.server.recorder import Recorder, recording
 from lathe.types import Completion, SamplingParams, Trajectory
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class Turn:
     """One request, understood: what the model reads, and how its reply is drawn.
 
     A raw completion has a trajectory without messages. `dialect` is the word for logs and metrics.
-    `started` is when its JSON had been read, on the monotonic clock.
+    `started` is when its JSON had been read, on the monotonic clock. `session` is the client's name for what
+    the request belongs to, if it has one.
     """
 
     dialect: str
@@ -40,13 +42,16 @@ class Turn:
     sampling: SamplingParams
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
+    session: str | None = None
 
 
 class Service:
-    """One served model, as the dialects ask it. `aliases` are names that it goes by beside its own."""
+    """One served model, as the dialects ask it. `aliases` are names that it goes by beside its own. With a
+    recorder, conversations are written down, and go on from their exact tokens."""
 
-    def __init__(self, llm: LLM, aliases: Iterable[str] = ()):
+    def __init__(self, llm: LLM, aliases: Iterable[str] = (), recorder: Recorder | None = None):
         self.llm = llm
+        self.recorder = recorder
         self.names = tuple(dict.fromkeys([llm.model_id, *aliases]))
         if not all(name.strip() for name in self.names):
             raise UserError("An alias is empty: leave --alias out, or give it a name.")
@@ -85,7 +90,9 @@ class Service:
         model's own. Clients have names of other models built in, and there is only one to ask."""
         return name if name in self.names else self.model_id
 
-    async def prepare(self, dialect: str, trajectory: Trajectory, sampling: SamplingParams) -> Turn:
+    async def prepare(
+        self, dialect: str, trajectory: Trajectory, sampling: SamplingParams, *, session: str | None = None
+    ) -> Turn:
         """The turn of a conversation. Raises TemplateError or PromptTooLong.
 
         All that can be wrong with a prompt is found here, while a status can still say so. In a thread:
@@ -93,15 +100,27 @@ class Service:
         """
         self._refuse_while_draining()
         started = time.monotonic()
-        prompt = await asyncio.to_thread(self.llm.encode, trajectory)
-        return Turn(dialect, trajectory, prompt, sampling, started)
+        if self.recorder is None:
+            prompt = await asyncio.to_thread(self.llm.encode, trajectory)
+        else:
+            trajectory, prompt = await asyncio.to_thread(
+                self.recorder.prepare, trajectory, session, self.llm.encode
+            )
+        return Turn(dialect, trajectory, prompt, sampling, started, session=session)
 
     async def count_tokens(self, trajectory: Trajectory) -> int:
         """How long the conversation's prompt is. Asks the tokenizer and the template, never the engine."""
         return await asyncio.to_thread(self.llm.count_tokens, trajectory)
 
     def prepare_raw(
-        self, dialect: str, prompt: Sequence[int], sampling: SamplingParams, *, param: str, started: float
+        self,
+        dialect: str,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        param: str,
+        started: float,
+        session: str | None = None,
     ) -> Turn:
         """The turn of a raw prompt, which the request's field `param` gave. Raises BadRequest for one that
         the engine would refuse: a stream's status line has left by then."""
@@ -113,7 +132,7 @@ class Service:
             error = PromptTooLong(len(prompt), llm.max_context)
             raise BadRequest(str(error), param=param, code="context_length_exceeded")
         check_token_ids(llm, prompt, param)
-        return Turn(dialect, Trajectory(()), tuple(prompt), sampling, started)
+        return Turn(dialect, Trajectory(()), tuple(prompt), sampling, started, session=session)
 
     async def stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
         """The reply's chunks, of all `n`, as they are sampled. Closing the iterator ends the reply."""
@@ -127,10 +146,14 @@ class Service:
         self._num_open += 1
         self._is_idle.clear()
         try:
-            with self.metrics.watch(turn.dialect, len(turn.prompt_token_ids), turn.started) as see:
+            with (
+                self.metrics.watch(turn.dialect, len(turn.prompt_token_ids), turn.started) as see,
+                recording(self.recorder, turn) as write,
+            ):
                 async with aclosing(chunks):
                     async for chunk in chunks:
                         see(chunk)
+                        await write(chunk)
                         if chunk.completion is not None:
                             completions.append(chunk.completion)
                         yield chunk

@@ -1,38 +1,13 @@
 """A client that goes away frees its pages at once: real engine, real sockets, random weights."""
 
-import json
-import socket
 import time
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from serving import serve, wait_until
+from serving import post, read_until, serve, wait_until
 
 # Long enough to be still running whenever a test looks: some seconds on one core.
 ENDLESS = {"ignore_eos": True, "temperature": 0, "messages": [{"role": "user", "content": "Hi."}]}
-
-
-def post(url: str, body: dict, num_sent: int | None = None) -> socket.socket:
-    """A request whose connection the test holds in its own hands, and perhaps the rest of its body."""
-    place = urlsplit(url)
-    connection = socket.create_connection((place.hostname, place.port))
-    payload = json.dumps(body).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
-    )
-    connection.sendall(head.encode() + payload[:num_sent])
-    return connection
-
-
-def read_until(connection: socket.socket, words: bytes) -> None:
-    connection.settimeout(20)
-    seen = b""
-    while words not in seen:
-        piece = connection.recv(4096)
-        assert piece, seen
-        seen += piece
 
 
 @pytest.mark.parametrize("n", [1, 3])

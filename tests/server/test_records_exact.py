@@ -1,0 +1,157 @@
+"""The promise: the tokens that the agent saw are those on the record, with the probabilities that a trainer
+computes. Real engine, real sockets, official clients; random weights, and SmolLM2's."""
+
+import json
+
+import openai
+import pytest
+import torch
+from serving import serve
+
+from lathe import LLM
+from lathe.engine.engine import EngineConfig
+from lathe.jsonl import read_rollouts
+from lathe.kernels.attention import causal_attention
+from lathe.kernels.experts import grouped_experts
+
+READ_FILE = {
+    "name": "read_file",
+    "description": "Reads a file.",
+    "parameters": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+}
+FILES = {"a.py": "print(1)", "b.py": "print(2)", "c.py": "print(3)"}
+TASK = f"Read {', '.join(FILES)}, d.py"  # after three calls that it did not make, SmolLM2 makes the fourth
+NUM_TURNS = 3
+
+
+class Spy:
+    """What the engine is asked and what it samples, beside the record."""
+
+    def __init__(self, engine, monkeypatch):
+        self.turns: list[tuple[tuple[int, ...], list]] = []
+        submit = engine.submit
+
+        def listen(prompt, sampling, report):
+            tokens: list = []
+            self.turns.append((prompt, tokens))
+
+            def report_both(sampled):
+                if sampled.token is not None:
+                    tokens.append(sampled.token)
+                report(sampled)
+
+            return submit(prompt, sampling, report_both)
+
+        monkeypatch.setattr(engine, "submit", listen)
+
+
+@torch.inference_mode()
+def fresh_logprobs(llm: LLM, token_ids: tuple[int, ...]) -> torch.Tensor:
+    """The log-probability of each token after the first, from one pass over the whole text: no cache, no
+    batch, no server."""
+    ids = torch.tensor(token_ids)
+    model = llm.engine.runner.model
+    hidden = model(
+        ids[:-1],
+        torch.arange(len(ids) - 1),
+        lambda layer, q, k, v: causal_attention(q, k, v, [len(q)]),
+        grouped_experts,
+    )
+    return model.logits(hidden).float().log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+
+
+def chat(url: str, **options) -> None:
+    tool = {"type": "function", "function": READ_FILE}
+    talk = [{"role": "user", "content": TASK}]
+    for path, text in FILES.items():
+        function = {"name": "read_file", "arguments": json.dumps({"path": path})}
+        talk.append(
+            {"role": "assistant", "tool_calls": [{"id": path, "type": "function", "function": function}]}
+        )
+        talk.append({"role": "tool", "tool_call_id": path, "content": text})
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        for _ in range(NUM_TURNS):
+            reply = client.chat.completions.create(model="m", messages=talk, tools=[tool], **options)
+            message = reply.choices[0].message
+            talk.append(message)
+            for call in message.tool_calls or ():
+                talk.append({"role": "tool", "tool_call_id": call.id, "content": "print(4)"})
+            if not message.tool_calls:
+                talk.append({"role": "user", "content": "What do they print?"})
+
+
+def responses(url: str, max_tokens: int, **options) -> None:
+    tool = {"type": "function", **READ_FILE}
+    items = [{"role": "user", "content": TASK}]
+    for path, text in FILES.items():
+        arguments = json.dumps({"path": path})
+        items.append({"type": "function_call", "call_id": path, "name": "read_file", "arguments": arguments})
+        items.append({"type": "function_call_output", "call_id": path, "output": text})
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        for _ in range(NUM_TURNS):
+            reply = client.responses.create(
+                model="m", input=items, tools=[tool], store=False, max_output_tokens=max_tokens, **options
+            )
+            items += [item.model_dump(exclude_none=True) for item in reply.output]
+            calls = [item for item in reply.output if item.type == "function_call"]
+            for call in calls:
+                items.append({"type": "function_call_output", "call_id": call.call_id, "output": "print(4)"})
+            if not calls:
+                items.append({"role": "user", "content": "What do they print?"})
+
+
+def completions(url: str, **options) -> None:
+    """Raw text as ids: an agent that writes its prompts itself."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        ids = [10, 20, 30]
+        for _ in range(NUM_TURNS):
+            extra = {"extra_body": {"return_token_ids": True}}
+            choice = client.completions.create(model="m", prompt=ids, **extra, **options).choices[0]
+            ids += [*choice.model_extra["token_ids"], 40, 50]
+
+
+DIALECTS = [chat, responses, completions]
+
+
+def check_exact(llm: LLM, spy: Spy, folder) -> list[str]:
+    """The record against the engine and against a fresh pass. Returns the finish reasons."""
+    (rollout,) = read_rollouts(folder)
+    (trajectory,) = rollout.trajectories
+    assert len(trajectory.segments) == len(spy.turns) == NUM_TURNS
+    before: tuple[int, ...] = ()
+    for segment, (prompt, tokens) in zip(trajectory.segments, spy.turns, strict=True):
+        assert prompt[: len(before)] == before, "a turn's prompt begins with all that was seen before it"
+        before = prompt + tuple(token.token_id for token in tokens)
+        assert trajectory.token_ids[: segment.stop] == before
+        assert trajectory.logprobs[segment.start : segment.stop] == tuple(token.logprob for token in tokens)
+        assert all(trajectory.loss_mask[segment.start : segment.stop])
+    assert len(trajectory.token_ids) == len(before)
+    assert sum(trajectory.loss_mask) == sum(len(tokens) for _, tokens in spy.turns)
+    marked = torch.tensor(trajectory.loss_mask)[1:]
+    recorded = torch.tensor(trajectory.logprobs)[1:][marked]
+    fresh = fresh_logprobs(llm, trajectory.token_ids)[marked]
+    assert (recorded - fresh).abs().max() < 1e-3  # float32, and up to -20 for an unlikely token
+    return [segment.finish_reason for segment in trajectory.segments]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_random_weights(llm, tmp_path, monkeypatch, dialect):
+    """Random bytes are mostly no text: what the client sends back could never be tokenized to them."""
+    spy = Spy(llm.engine, monkeypatch)
+    with serve(llm, record=tmp_path) as url:
+        dialect(url, max_tokens=40, temperature=0.8)
+    check_exact(llm, spy, tmp_path)
+
+
+# The others take as long, and differ from the first in nothing that random weights don't show.
+@pytest.mark.parametrize(
+    "dialect", [chat, *(pytest.param(each, marks=pytest.mark.slow) for each in DIALECTS[1:])]
+)
+@pytest.mark.timeout(300)
+def test_smollm2(tmp_path, monkeypatch, dialect):
+    llm = LLM("smollm2", engine_config=EngineConfig(kv_memory_bytes=2**29))
+    spy = Spy(llm.engine, monkeypatch)
+    with serve(llm, record=tmp_path) as url:
+        dialect(url, max_tokens=40, temperature=0)
+    reasons = check_exact(llm, spy, tmp_path)
+    assert dialect is completions or reasons[0] == "tool_calls"
