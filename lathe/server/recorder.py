@@ -52,16 +52,17 @@ class Recorder:
         self, asked: Trajectory, session: str | None, encode: Encode
     ) -> tuple[Trajectory, tuple[int, ...]]:
         """A request and its prompt: over the exact ids of the conversation that it goes on with, where its
-        prompt still begins with them, else as it came. It then names that conversation as its parent."""
+        prompt still begins with them, else as it came. It then names as its parent what it repeats."""
         with self._lock:
             match = self.sessions.match(asked, session)
             known = None if match is None else self.sessions.continued(match, asked)
+            parent = self.sessions.quoted(asked, session) if match is None else match.conversation
         if known is not None:
             prompt = encode(known)
             if prompt[: len(known.token_ids)] == known.token_ids:
                 return known, prompt
-        if match is not None:
-            asked = replace(asked, parent=match.conversation.id)
+        if parent is not None:
+            asked = replace(asked, parent=parent.id)
         return asked, encode(asked)
 
     def record(self, turn: Turn, completion: Completion, sampling: SamplingParams) -> None:

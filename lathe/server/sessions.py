@@ -24,7 +24,7 @@ from fastapi import Request
 from lathe.types import Message, Trajectory
 
 # In the order in which they are believed. None of them names a person, as OpenAI's `user` does.
-SESSION_HEADERS = ("x-session-id", "session_id", "x-claude-code-session-id", "x-session-affinity")
+SESSION_HEADERS = ("x-session-id", "x-claude-code-session-id", "session-id", "session_id")
 SESSION_FIELDS = ("session_id", "sessionId")
 
 
@@ -121,6 +121,7 @@ class Sessions:
         self.num_tokens = 0
         self._known: OrderedDict[str, Conversation] = OrderedDict()
         self._by_key: dict[bytes, list[tuple[Conversation, ReplyEnd]]] = {}
+        self._by_call: dict[str, Conversation] = {}  # who made the call of that id
         self._by_session: dict[str, Record] = {}
 
     def __len__(self) -> int:
@@ -153,6 +154,15 @@ class Sessions:
             messages=known.trajectory.messages[: end.num_messages] + new,
             token_ids=tuple(known.token_ids[: end.num_tokens]),
         )
+
+    def quoted(self, asked: Trajectory, session: str | None) -> Conversation | None:
+        """The conversation that made the latest call in a request, by its id. None when none of them did."""
+        for message in reversed(asked.messages):
+            for call in message.tool_calls:
+                known = self._by_call.get(call.id)
+                if known is not None and known.record.session == session:
+                    return known
+        return None
 
     # After the reply
 
@@ -200,6 +210,7 @@ class Sessions:
         conversation.ends.append(end)
         if key is not None:
             self._by_key.setdefault(key, []).append((conversation, end))
+            self._by_call |= {call.id: conversation for call in messages[-1].tool_calls}
         self._known[conversation.id] = conversation
         self._known.move_to_end(conversation.id)
         self._note(record, conversation)
@@ -229,6 +240,10 @@ class Sessions:
         del self._known[conversation.id]
         self.num_tokens -= len(conversation.token_ids)
         self._unlist(conversation)
+        for message in conversation.trajectory.messages:
+            for call in message.tool_calls:
+                if self._by_call.get(call.id) is conversation:
+                    del self._by_call[call.id]
         record = conversation.record
         record.conversations.discard(conversation.id)
         if record.session is not None and not record.conversations:

@@ -278,6 +278,24 @@ def test_other_tools_are_another_prompt(tmp_path):
     assert (title.parent, title.tools) == (agent.id, ())
 
 
+def test_a_call_that_was_kept_names_the_parent(tmp_path):
+    """Agents that shorten their past keep its last turns; some change their first when they are resumed."""
+    model = ScriptedModel(f"First.\n{call_text('a')}", call_text("b"), "Done.", "Who?")
+    with client_of(model, record=tmp_path) as client:
+        talk = [user("Fix it.")]
+        for answer in ("one", "two"):
+            message = ask(client, talk, tools=TOOLS)
+            talk += [message, result(answer, message["tool_calls"][0]["id"])]
+        ask(client, [user("So far you have read a."), *talk[-2:]], tools=TOOLS)
+        stranger = {**message, "tool_calls": [{**message["tool_calls"][0], "id": "call_1"}]}
+        ask(client, [user("I am somebody else."), stranger, result("two", "call_1")], tools=TOOLS)
+    other, rollout = sorted(read_rollouts(tmp_path), key=lambda rollout: len(rollout.trajectories))
+    first, compacted = rollout.trajectories
+    check(rollout)
+    assert compacted.parent == first.id
+    assert [each.parent for each in other.trajectories] == [None]
+
+
 def test_a_session_names_the_parents_of_what_shares_no_words(tmp_path):
     """A probe, the agent, its two sub-agents, and the agent after its past was compacted."""
     model = ScriptedModel(*"abcdef")
