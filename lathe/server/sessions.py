@@ -83,6 +83,7 @@ class Conversation:
     trajectory: Trajectory  # without its tokens
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     ends: list[ReplyEnd] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)  # the ids of those that its replies made
 
     @property
     def id(self) -> str:
@@ -210,7 +211,9 @@ class Sessions:
         conversation.ends.append(end)
         if key is not None:
             self._by_key.setdefault(key, []).append((conversation, end))
-            self._by_call |= {call.id: conversation for call in messages[-1].tool_calls}
+            calls = [call.id for call in messages[-1].tool_calls]
+            conversation.calls += calls
+            self._by_call |= dict.fromkeys(calls, conversation)
         self._known[conversation.id] = conversation
         self._known.move_to_end(conversation.id)
         self._note(record, conversation)
@@ -240,10 +243,8 @@ class Sessions:
         del self._known[conversation.id]
         self.num_tokens -= len(conversation.token_ids)
         self._unlist(conversation)
-        for message in conversation.trajectory.messages:
-            for call in message.tool_calls:
-                if self._by_call.get(call.id) is conversation:
-                    del self._by_call[call.id]
+        for call_id in conversation.calls:
+            self._by_call.pop(call_id, None)
         record = conversation.record
         record.conversations.discard(conversation.id)
         if record.session is not None and not record.conversations:

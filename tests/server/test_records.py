@@ -268,6 +268,18 @@ def test_the_same_question_twice_is_two_attempts(tmp_path):
     assert [len(rollout.trajectories[0].segments) for rollout in rollouts] == [2, 2]
 
 
+def test_of_two_that_say_the_same_the_one_that_has_not_gone_on_goes_on(tmp_path):
+    model = ScriptedModel("same", f"{HIDDEN}same", "a", "b")
+    with client_of(model, record=tmp_path) as client:
+        talks = [[user("Hi.")], [user("Hi.")]]
+        for _ in range(2):
+            for talk in talks:
+                talk += [ask(client, talk), user("And?")]
+    trajectories = [each for rollout in read_rollouts(tmp_path) for each in rollout.trajectories]
+    said = [sampled(trajectory, model) for trajectory in trajectories]
+    assert sorted(said) == [[f"{HIDDEN}same<|im_end|>", "b<|im_end|>"], ["same<|im_end|>", "a<|im_end|>"]]
+
+
 def test_other_tools_are_another_prompt(tmp_path):
     model = ScriptedModel("a", "b")
     with client_of(model, record=tmp_path) as client:
@@ -417,6 +429,17 @@ def test_a_server_that_stops_records_what_was_said(tmp_path, llm):
     for rollout in rollouts:
         check(rollout)
         assert sum(rollout.trajectories[0].loss_mask) > 5
+
+
+def test_an_engine_that_stops_under_the_server_leaves_what_was_said(tmp_path, llm):
+    with serve(llm, record=tmp_path) as url:
+        connection = post(url, {"messages": [user("Hi.")], "ignore_eos": True, "stream": True})
+        read_until(connection, b'"content":"')
+        time.sleep(0.1)
+        llm.close()
+        assert wait_until(lambda: list(tmp_path.glob("*.jsonl")))
+        connection.close()
+    assert only(tmp_path).stop_reason == "abort"
 
 
 def test_a_step_that_failed_is_no_rollout(tmp_path, llm, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import resource
 from array import array
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lathe.jsonl import read_rollouts
-from lathe.server.recorder import Recorder
+from lathe.server.recorder import Recorder, append
 from lathe.server.service import Turn
 from lathe.server.sessions import Sessions, reply_keys, session_hint
 from lathe.types import Completion, Message, SamplingParams, TokenLogprob, Tool, ToolCall, Trajectory
@@ -194,3 +195,49 @@ def test_a_prompt_shares_whole_replies():
         sessions.place(Trajectory((USER,), (Tool("t"),)), array("i", [1, 2, 3, 4, 5]), None)
         is not conversation
     )
+
+
+def test_a_past_told_in_other_words_counts_in_its_new_words():
+    """A prompt may extend a conversation by its ids though the client's words for it are others."""
+    sessions = Sessions(max_tokens=8)
+    ours, theirs = Message("assistant", "<a", (ToolCall("f", id="call_0"),)), Message("assistant", "<a>")
+    conversation = sessions.place(Trajectory((USER,)), array("i", [1]), None)
+    sessions.remember(conversation, (USER, ours), array("i", [1, 2]))
+    assert sessions.match(Trajectory((USER, ours, USER)), None).conversation is conversation
+    last = Message("assistant", "b")
+    sessions.remember(conversation, (USER, theirs, USER, last), array("i", [1, 2, 3, 4]))
+    assert sessions.match(Trajectory((USER, ours, USER)), None) is None
+    match = sessions.match(Trajectory((USER, theirs, USER, last, USER)), None)
+    assert (match.end.num_messages, match.num_messages) == (4, 4)
+    other = sessions.place(Trajectory((Message("user", "else"),)), array("i", [7]), None)
+    sessions.remember(other, (Message("user", "else"), last), array("i", range(8)))
+    assert (len(sessions), sessions.num_tokens) == (1, 8)
+    assert sessions.match(Trajectory((USER, theirs, USER, last, USER)), None) is None
+    assert sessions.quoted(Trajectory((USER, ours)), None) is None
+
+
+def test_where_the_template_rewrites_the_past_the_clients_words_are_rendered(tmp_path):
+    recorder = Recorder(tmp_path, model="m")
+    asked = Trajectory((USER,))
+    tokens = (TokenLogprob(5, -1.0),)
+    completion = Completion(Message("assistant", "a  b"), (1,), (5,), tokens, "stop")
+    recorder.record(Turn("chat", asked, (1,), SamplingParams()), completion, SamplingParams())
+    again = Trajectory((USER, Message("assistant", "a b"), USER))
+    exact, prompt = recorder.prepare(again, None, lambda trajectory: (*trajectory.token_ids, 9))
+    assert (exact.messages[1].content, prompt) == ("a  b", (1, 5, 9))
+    rewritten, prompt = recorder.prepare(again, None, lambda trajectory: (7, 8))
+    assert (rewritten.messages, rewritten.token_ids, rewritten.parent) == (again.messages, (), exact.id)
+
+
+def test_half_a_line_is_taken_back(tmp_path):
+    path = tmp_path / "r.jsonl"
+    append(path, b"first\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append(path, b"second\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    append(path, b"third\n")
+    assert path.read_bytes() == b"first\nthird\n"
