@@ -31,6 +31,10 @@ class InvalidRequest(UserError):
     """A request that no setting of the server could serve."""
 
 
+class GrammarError(InvalidRequest):
+    """A schema or grammar that can't be imposed on a reply, or that leads nowhere."""
+
+
 class PromptTooLong(InvalidRequest):
     """The prompt (and what was asked for beyond it) does not fit."""
 

@@ -19,11 +19,15 @@ FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call. `parameters` is a JSON schema of type object, or None."""
+    """A function that the model may call. `parameters` is a JSON schema of type object, or None.
+
+    `strict`: where calls are imposed by a grammar, `parameters` must be imposed whole, or the request fails.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,11 @@ class Message:
 class Grammar:
     """What a reply must look like, whatever the model would rather say.
 
-    `kind` names the language of `source`: a JSON schema as JSON text, or xgrammar's structural tag.
+    `kind` names the language of `source`: a JSON schema as JSON text, a regular expression (Rust's syntax)
+    for the whole reply, or a grammar in llguidance's dialect of Lark.
     """
 
-    kind: Literal["json_schema", "structural_tag"]
+    kind: Literal["json_schema", "regex", "lark"]
     source: str
 
 

@@ -116,7 +116,9 @@ class Schema:
             found = self.properties.get(name) or [
                 option["additionalProperties"]
                 for option in self.options
+                # Beside patternProperties it may not be meant: whether a name matches is not looked at.
                 if isinstance(option.get("additionalProperties"), Mapping)
+                and "patternProperties" not in option
             ]
             self._inner[name] = Schema({"anyOf": found}, self.root)
         return self._inner[name]
@@ -176,13 +178,13 @@ def _options(schema: Any, root: Any) -> Iterator[Mapping[str, Any]]:
             continue
         seen.add(id(schema))
         yield schema
-        inner = [_follow(schema["$ref"], root)] if isinstance(schema.get("$ref"), str) else []
+        inner = [follow(schema["$ref"], root)] if isinstance(schema.get("$ref"), str) else []
         for keyword in ("anyOf", "oneOf", "allOf"):
             inner += _list(schema.get(keyword))
         waiting += reversed(inner)
 
 
-def _follow(reference: str, root: Any) -> Any:
+def follow(reference: str, root: Any) -> Any:
     """The target of a local reference ("#/$defs/Name", RFC 6901); None for any other."""
     path, target = reference.split("/"), root
     if path[0] != "#":
