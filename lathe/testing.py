@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from lathe.engine.grammar import Matcher
 from lathe.engine.llm import LLM
 from lathe.engine.sequence import Sampled
 from lathe.engine.stats import EngineStats
@@ -78,6 +79,7 @@ class ScriptedEngine:
         prompt_token_ids: tuple[int, ...],
         sampling: SamplingParams,
         report: Callable[[Sampled], None],
+        matcher: Matcher | None = None,  # a script is spoken as it is written
     ) -> _Line:
         if len(prompt_token_ids) >= self.max_context:
             raise PromptTooLong(len(prompt_token_ids), self.max_context)

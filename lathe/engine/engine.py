@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lathe.engine.grammar import Matcher
 from lathe.engine.kv_cache import (
     PAGE_SIZE,
     KVCache,
@@ -116,8 +117,12 @@ class Engine:
         prompt_token_ids: tuple[int, ...],
         sampling: SamplingParams,
         report: Callable[[Sampled], None],
+        matcher: Matcher | None = None,
     ) -> Sequence:
         """Queue one reply. Raises PromptTooLong or InvalidRequest before anything is queued.
+
+        A `sampling.grammar` comes with the `matcher` that was compiled for it (see `grammar.Grammars`): the
+        engine knows no vocabulary.
 
         `report` is called on the engine's thread, once a token, and must not block; a reply's last report
         says why it ended. `max_tokens` beyond the context's end is as good as None.
@@ -125,6 +130,10 @@ class Engine:
         check_sampling(sampling)
         if self.config.deterministic:
             sampling = replace(sampling, deterministic=True)
+        if sampling.grammar is not None and matcher is None:
+            raise InvalidRequest(
+                "A grammar needs its matcher, which LLM compiles from the tokenizer's words."
+            )
         if len(prompt_token_ids) >= self.max_context:
             raise PromptTooLong(len(prompt_token_ids), self.max_context)
         if not prompt_token_ids:
@@ -134,7 +143,7 @@ class Engine:
             raise InvalidRequest(f"A token id of the prompt is outside the model's {self.vocab_size} ids.")
         room = self.max_context - len(prompt_token_ids)
         max_new_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        sequence = Sequence(prompt_token_ids, sampling, max_new_tokens, report)
+        sequence = Sequence(prompt_token_ids, sampling, max_new_tokens, report, matcher)
         with self._wake:
             if self._closing:
                 raise EngineClosed("the engine is shut down")
@@ -365,6 +374,8 @@ class Engine:
         if token_id in sampling.stop_token_ids:
             return "stop"
         if token_id in self.eos_token_ids and not sampling.ignore_eos:
+            return "stop"
+        if sequence.matcher is not None and sequence.matcher.is_complete:
             return "stop"
         return "length" if sequence.num_new >= sequence.max_new_tokens else None
 

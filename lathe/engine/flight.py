@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from lathe.engine.grammar import Matcher
 from lathe.engine.reply import Chunk, Reply
 from lathe.engine.sequence import Sampled
 from lathe.engine.stats import EngineStats
@@ -27,7 +28,11 @@ class TokenSource(Protocol):
     eos_token_ids: frozenset[int]
 
     def submit(
-        self, prompt_token_ids: tuple[int, ...], sampling: SamplingParams, report: Callable[[Sampled], None]
+        self,
+        prompt_token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        report: Callable[[Sampled], None],
+        matcher: Matcher | None = None,
     ) -> Any: ...
     def cancel(self, sequence: Any) -> None: ...
     def abort_all(self) -> None: ...
@@ -45,7 +50,7 @@ class Flight:
 
     `report(number, sampled)` is called on the engine's thread; whoever owns the flight hands each report to
     `read` on its own. Calls are looked for only where `tools` were offered, a thought where the model
-    `thinks`.
+    `thinks`. `match` gives a matcher for the reply to a prompt, where a grammar was asked for.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Flight:
         tools: Sequence[Tool] = (),
         dialect: Dialect | None = None,
         thinks: bool = False,
+        match: Callable[[tuple[int, ...]], Matcher | None] = lambda _: None,
     ):
         self._engine = engine
         self._replies: list[Reply] = []
@@ -80,8 +86,10 @@ class Flight:
                 )
                 seed = None if sampling.seed is None else sampling.seed + copy
                 try:
+                    matcher = match(prompt)
+                    held = () if matcher is None else (matcher,)  # a source of tokens may know no grammars
                     sequence = engine.submit(
-                        prompt, replace(sampling, seed=seed, n=1), partial(report, number)
+                        prompt, replace(sampling, seed=seed, n=1), partial(report, number), *held
                     )
                 except BaseException:
                     self.cancel()

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from lathe.engine.engine import Engine, EngineConfig
-from lathe.engine.flight import Flight, TokenSource
+from lathe.engine.flight import MAX_PROMPT_END, Flight, TokenSource
+from lathe.engine.grammar import Grammars, Matcher
 from lathe.engine.loading import check_memory, default_sampling, eos_token_ids, load_template, load_tokenizer
 from lathe.engine.reply import Chunk
 from lathe.engine.sequence import Sampled
@@ -27,6 +28,7 @@ from lathe.model import hub
 from lathe.model.checkpoint import default_dtype, load_model, open_checkpoint
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.messages import ToolLike, to_messages, to_tools
+from lathe.text.schema_grammar import after_thought
 from lathe.text.tokenizer import Tokenizer
 from lathe.types import Completion, Message, SamplingParams, Tool, Trajectory
 
@@ -99,6 +101,7 @@ class LLM:
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
+        self.grammars = Grammars(tokenizer, engine.eos_token_ids)
         self.template = template
         self.model_id = model_id
         self.default_sampling = default_sampling
@@ -218,7 +221,24 @@ class LLM:
             tools=tools,
             dialect=self.template.dialect if tools else None,
             thinks=chat and self.template.thinks,
+            match=lambda prompt: self.matcher(prompt, sampling, chat=chat),
         )
+
+    def matcher(
+        self, prompt_token_ids: tuple[int, ...], sampling: SamplingParams, *, chat: bool
+    ) -> Matcher | None:
+        """What holds the reply to the grammar that was asked for; None if none was. A thinking model thinks
+        freely before.
+
+        Raises GrammarError when the grammar can't be compiled. The first one takes seconds: a server calls
+        this before it answers, and not where others wait.
+        """
+        grammar = sampling.grammar
+        if grammar is None:
+            return None
+        if chat and self.template.thinks:
+            grammar = after_thought(grammar, self.tokenizer.decode(prompt_token_ids[-MAX_PROMPT_END:]))
+        return self.grammars.matcher(grammar)
 
     # The library's face, without asyncio
 

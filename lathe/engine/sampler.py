@@ -1,8 +1,8 @@
 """From logits to the next token: penalties, temperature, truncation, one uniform number a token.
 
-Order: repetition, presence and frequency penalties, temperature, top_k, top_p, min_p (the order of
-transformers' warpers). A sequence is drawn by itself from its own generator, so its tokens never depend on
-the batch.
+Order: repetition, presence and frequency penalties, the grammar's mask, temperature, top_k, top_p, min_p (the
+order of transformers' warpers). A sequence is drawn by itself from its own generator, so its tokens never
+depend on the batch.
 
 Shapes: V vocabulary; C candidates that truncation left, best first.
 """
@@ -23,10 +23,17 @@ FIRST_CANDIDATES = 512
 
 
 def sample(logits_V: Tensor, sequence: Sequence) -> TokenLogprob:
-    """The next token. Its log-probability is that of the raw logits (see types.TokenLogprob)."""
+    """The next token, which the sequence's grammar has accepted. Its log-probability is that of the raw
+    logits (see types.TokenLogprob). Raises GrammarError when the grammar allows no token."""
     logits_V = logits_V.float()
     scores_V = _penalized(logits_V, sequence) if _has_penalties(sequence.sampling) else logits_V
-    return report_token(_draw(scores_V, sequence), logits_V, sequence.sampling.logprobs or 0)
+    if sequence.matcher is None:
+        token_id = _draw(scores_V, sequence)
+    else:
+        allowed_V = sequence.matcher.allowed(len(scores_V), scores_V.device)
+        token_id = _draw(scores_V.masked_fill(~allowed_V, -math.inf), sequence)
+        sequence.matcher.accept(token_id)
+    return report_token(token_id, logits_V, sequence.sampling.logprobs or 0)
 
 
 def check_sampling(sampling: SamplingParams) -> None:
@@ -86,7 +93,9 @@ def _draw(logits_V: Tensor, sequence: Sequence) -> int:
     cumulative_C = probs_C.cumsum(dim=-1)
     point = sequence.random.random() * float(cumulative_C[-1])
     index = int(torch.searchsorted(cumulative_C, point, right=True))
-    return int(ids_C[min(index, len(ids_C) - 1)])
+    if index == len(ids_C):  # rounding has put the point at the end, where an impossible token may stand
+        index = int(probs_C.argmax())
+    return int(ids_C[index])
 
 
 def _truncated(probs_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lathe.engine.grammar import Matcher
 from lathe.engine.kv_cache import PAGE_SIZE
 from lathe.engine.prefix_cache import Key, page_keys
 from lathe.engine.speculation import Lookup
@@ -58,12 +59,14 @@ class Sequence:
     """`token_ids` is the prompt and the reply so far; the cache holds the first `num_computed` of them.
 
     `num_cached` of these were found in the cache when the sequence was first admitted.
+    `matcher` is the reply's place in its grammar, if it has one; it stays when the sequence has to give way.
     """
 
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     max_new_tokens: int
     report: Callable[[Sampled], None]
+    matcher: Matcher | None = None
     token_ids: list[int] = field(init=False)
     pages: list[int] = field(default_factory=list)
     num_computed: int = 0

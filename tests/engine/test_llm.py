@@ -1,6 +1,7 @@
 """The whole library on real weights (SmolLM2) and on scripted words."""
 
 import asyncio
+import json
 import random
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from lathe.engine.engine import EngineConfig
 from lathe.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from lathe.testing import ScriptedModel
 from lathe.text.chat_template import ChatTemplate
+from lathe.text.schema_grammar import json_grammar
+from lathe.text.tool_grammar import tool_grammar
 from lathe.types import Message, SamplingParams, TokensDoNotExtend, Tool, Trajectory
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
@@ -50,6 +53,28 @@ def test_greedy_is_the_same_alone_and_among_31_others(smollm2):
     sampling = SamplingParams(temperature=0.0, max_tokens=64)
     together = [reply.token_ids for reply in smollm2.chat_many(questions, sampling=sampling)]
     assert together == [smollm2.chat(question, sampling=sampling).token_ids for question in questions]
+
+
+def test_real_weights_keep_to_a_schema_and_to_a_tool(smollm2):
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "is_capital": {"type": "boolean"}},
+        "required": ["city", "is_capital"],
+        "additionalProperties": False,
+    }
+    free = smollm2.chat(ASK, sampling=GREEDY).message.content
+    assert not free.startswith("{")
+    reply = smollm2.chat(ASK, sampling=GREEDY, grammar=json_grammar(schema), max_tokens=60)
+    assert reply.finish_reason == "stop"
+    answer = json.loads(reply.message.content)
+    assert answer.keys() == {"city", "is_capital"}
+    assert "Paris" in answer["city"]
+
+    look_up = Tool("look_up", "", {"type": "object", "properties": {"city": schema["properties"]["city"]}})
+    grammar = tool_grammar([look_up], smollm2.template.dialect, name="look_up")
+    reply = smollm2.chat(ASK, [look_up], sampling=GREEDY, grammar=grammar, max_tokens=60)
+    assert reply.finish_reason == "tool_calls"
+    assert [call.name for call in reply.message.tool_calls] == ["look_up"]
 
 
 def test_raw_text_is_continued(smollm2):

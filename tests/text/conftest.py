@@ -6,7 +6,9 @@ import pytest
 from installed import file_of
 from text_corpus import TEXTS, python_files
 
+from lathe.engine.grammar import Grammars
 from lathe.model.gguf_container import read_container
+from lathe.testing import tiny_tokenizer
 from lathe.text.tokenizer import Tokenizer
 
 
@@ -42,3 +44,10 @@ def smollm2(smollm2_metadata) -> Tokenizer:
 @pytest.fixture(scope="session")
 def corpus() -> list[str]:
     return [*TEXTS, *python_files()]
+
+
+@pytest.fixture(scope="session")
+def grammars() -> Grammars:
+    """For a vocabulary of bytes."""
+    tokenizer = tiny_tokenizer()
+    return Grammars(tokenizer, {tokenizer.special_tokens["<|im_end|>"]})
