@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,9 @@ from lathe.server.chat_schema import (
     RequestedCall,
     RequestMessage,
     RequestTool,
+    ToolChoice,
 )
+from lathe.server.constraints import ANY_OBJECT, Wish, constrain
 from lathe.server.content import read_content
 from lathe.server.errors import BadRequest, describe_late
 from lathe.server.logprobs import entries_json, spoken
@@ -71,9 +73,17 @@ def install(app: FastAPI, service: Service) -> None:
 async def read(request: ChatRequest, service: Service, session: str | None = None) -> ChatReply:
     """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
-    sampling = read_chat_sampling(request, service.llm.default_sampling)
+    trajectory = read_trajectory(request)
+    sampling = await constrain(
+        read_chat_sampling(request, service.llm.default_sampling),
+        read_wish(request),
+        trajectory.tools,
+        service.llm.template.dialect,
+        choice="tool_choice",
+        format="response_format",
+    )
     return ChatReply(
-        turn=await service.prepare("chat", read_trajectory(request), sampling, session=session),
+        turn=await service.prepare("chat", trajectory, sampling, session=session),
         model_id=service.answers_to(request.model),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
@@ -92,14 +102,6 @@ def read_trajectory(request: ChatRequest) -> Trajectory:
 
 def refuse_what_is_not_served(request: ChatRequest) -> None:
     """What would change the reply's meaning is refused rather than ignored."""
-    choice = read_tool_choice(request)
-    if choice not in ("auto", "none"):
-        message = f"tool_choice {choice!a} is not supported yet: use auto or none."
-        raise BadRequest(message, param="tool_choice", code="unsupported_value")
-    kind = request.response_format.type if request.response_format else "text"
-    if kind != "text":
-        message = f"response_format {kind!a} is not supported yet: ask for JSON in the prompt."
-        raise BadRequest(message, param="response_format", code="unsupported_value")
     if request.logit_bias:
         raise BadRequest("logit_bias is not supported yet.", param="logit_bias", code="unsupported_parameter")
     if request.top_logprobs is not None and not request.logprobs:
@@ -129,24 +131,61 @@ def read_call(call: RequestedCall) -> ToolCall:
 
 def read_tools(request: ChatRequest) -> tuple[Tool, ...]:
     """The tools to offer: none at all when tool_choice is none, so that nothing is read as a call."""
-    if read_tool_choice(request) == "none":
+    choice = read_tool_choice(request)
+    if choice.type == "none":
         return ()
-    return tuple(
-        read_tool(tool, f"tools.{i}") for i, tool in enumerate(request.tools or ()) if tool.type == "function"
-    )
+    given = enumerate(request.tools or ())
+    tools = tuple(read_tool(tool, f"tools.{i}") for i, tool in given if tool.type == "function")
+    if choice.allowed_tools is None:
+        return tools
+    allowed = {tool.function.name for tool in choice.allowed_tools.tools if tool.function is not None}
+    return tuple(tool for tool in tools if tool.name in allowed)
 
 
 def read_tool(tool: RequestTool, where: str) -> Tool:
     if tool.function is None:
         raise BadRequest(f"{where}: a tool of type function needs a function.", param=f"{where}.function")
-    return Tool(tool.function.name, tool.function.description or "", tool.function.parameters)
+    function = tool.function
+    return Tool(function.name, function.description or "", function.parameters, function.strict is True)
 
 
-def read_tool_choice(request: ChatRequest) -> str:
+def read_tool_choice(request: ChatRequest) -> ToolChoice:
     choice = request.tool_choice
     if choice is None:
-        return "auto"
-    return choice if isinstance(choice, str) else choice.type
+        return ToolChoice(type="auto")
+    if isinstance(choice, str):
+        return ToolChoice(type=choice)
+    if choice.type in ("function", "allowed_tools") and getattr(choice, choice.type) is None:
+        where = f"tool_choice.{choice.type}"
+        raise BadRequest(f"{where} is missing: it says which.", param=where)
+    return choice
+
+
+def read_wish(request: ChatRequest) -> Wish:
+    """What the reply shall be: calls, JSON, or whatever the model likes."""
+    choice = read_tool_choice(request)
+    mode = choice.allowed_tools.mode if choice.allowed_tools else choice.type
+    schema, strict = read_format(request)
+    return Wish(
+        calls=mode in ("required", "function"),
+        name=choice.function.name if choice.type == "function" and choice.function else None,
+        parallel=request.parallel_tool_calls is not False,
+        schema=schema,
+        strict=strict,
+    )
+
+
+def read_format(request: ChatRequest) -> tuple[Mapping[str, Any] | None, bool]:
+    """The schema of the answer, None for free text, and whether all of it must be imposed."""
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return None, False
+    if wanted.type == "json_object":
+        return ANY_OBJECT, True
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        where = "response_format.json_schema.schema"
+        raise BadRequest(f"{where} is missing: it says what the JSON shall be.", param=where)
+    return wanted.json_schema.schema_, wanted.json_schema.strict is True
 
 
 def read_chat_sampling(request: ChatRequest, default: SamplingParams) -> SamplingParams:

@@ -45,6 +45,7 @@ class FunctionTool(Wire):
     name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema of type object")
+    strict: bool | None = Field(None, description="where calls are imposed: all of parameters, or a 400")
 
 
 class RequestTool(Wire):
@@ -54,12 +55,31 @@ class RequestTool(Wire):
     function: FunctionTool | None = None
 
 
+class NamedFunction(Wire):
+    name: str = Field(min_length=1)
+
+
+class AllowedTools(Wire):
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[RequestTool]
+
+
 class ToolChoice(Wire):
-    type: str
+    type: Literal["function", "allowed_tools", "auto", "none", "required"]
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
+
+
+class JsonSchema(Wire):
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = Field(None, description="a schema that can't be imposed whole is a 400")
 
 
 class ResponseFormat(Wire):
-    type: str
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class StreamOptions(Wire):
@@ -74,7 +94,8 @@ class ChatRequest(SamplingFields):
         None, description="any name; the reply carries it if it is one of the served model's, else its own"
     )
     tools: list[RequestTool] | None = None
-    tool_choice: str | ToolChoice | None = Field(None, description="auto or none")
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(None, description="counts where tool_choice asks for calls")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -89,7 +110,7 @@ class ChatRequest(SamplingFields):
         None, description="Qwen's switch; ignored by a model that never thinks"
     )
     reasoning_effort: str | None = Field(None, description="none turns thinking off")
-    response_format: ResponseFormat | None = Field(None, description="text only, for now")
+    response_format: ResponseFormat | None = None
     logit_bias: dict[str, Any] | None = Field(None, description="not supported yet: must be empty")
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
 from lathe.engine.engine import EngineClosed
+from lathe.server.constraints import Wish, constrain
 from lathe.server.content import UNSEEN
 from lathe.server.errors import BadRequest, describe_late, json_response
 from lathe.server.message_blocks import BlockWriter, whole_blocks
@@ -84,20 +85,21 @@ def install(app: FastAPI, service: Service) -> None:
 async def read(request: MessagesRequest, service: Service) -> MessageReply:
     """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
-    sampling = read_messages_sampling(request, service.llm.default_sampling)
-    turn = await service.prepare("messages", read_prompt(request), sampling)
+    prompt = read_prompt(request)
+    sampling = await constrain(
+        read_messages_sampling(request, service.llm.default_sampling),
+        read_wish(request),
+        prompt.tools,
+        service.llm.template.dialect,
+        choice="tool_choice",
+        format="output_config.format",
+    )
+    turn = await service.prepare("messages", prompt, sampling)
     return MessageReply(turn, service.answers_to(request.model))
 
 
 def refuse_what_is_not_served(request: MessagesRequest) -> None:
     """What would change the reply's meaning is refused rather than ignored."""
-    choice = read_tool_choice(request)
-    if choice not in ("auto", "none"):
-        message = f"tool_choice {choice!a} is not supported yet: use auto or none."
-        raise BadRequest(message, param="tool_choice", code="unsupported_value")
-    if request.output_config and request.output_config.format:
-        message = "output_config.format is not supported yet: ask for JSON in the prompt."
-        raise BadRequest(message, param="output_config.format", code="unsupported_value")
     if request.messages[-1].role == "assistant":
         message = "messages: the last one is the assistant's, and continuing it is not supported."
         raise BadRequest(message, param="messages", code="unsupported_value")
@@ -201,7 +203,7 @@ def needed(block: TextBlock, name: str, where: str) -> str:
 
 def read_tools(request: Prompt) -> tuple[Tool, ...]:
     """The tools to offer: none at all when tool_choice is none, so that nothing is read as a call."""
-    if read_tool_choice(request) == "none":
+    if request.tool_choice and request.tool_choice.type == "none":
         return ()
     return tuple(
         read_tool(tool, f"tools.{i}")
@@ -213,11 +215,24 @@ def read_tools(request: Prompt) -> tuple[Tool, ...]:
 def read_tool(tool: MessagesTool, where: str) -> Tool:
     if tool.name is None:
         raise BadRequest(f"{where}: a tool needs a name.", param=f"{where}.name")
-    return Tool(tool.name, tool.description or "", tool.input_schema)
+    return Tool(tool.name, tool.description or "", tool.input_schema, tool.strict is True)
 
 
-def read_tool_choice(request: Prompt) -> str:
-    return "auto" if request.tool_choice is None else request.tool_choice.type
+def read_wish(request: MessagesRequest) -> Wish:
+    """What the reply shall be: calls, JSON, or whatever the model likes."""
+    choice = request.tool_choice
+    format = request.output_config.format if request.output_config else None
+    wish = Wish(schema=format.schema_ if format else None, strict=True)
+    if choice is None:
+        return wish
+    if choice.type == "tool" and choice.name is None:
+        raise BadRequest("tool_choice.name is missing: it says which tool.", param="tool_choice.name")
+    return replace(
+        wish,
+        calls=choice.type in ("any", "tool"),
+        name=choice.name if choice.type == "tool" else None,
+        parallel=choice.disable_parallel_tool_use is not True,
+    )
 
 
 def read_messages_sampling(request: MessagesRequest, default: SamplingParams) -> SamplingParams:

@@ -51,20 +51,26 @@ class MessagesTool(Wire):
     name: str | None = Field(None, min_length=1)
     description: str | None = None
     input_schema: dict[str, Any] | None = Field(None, description="a JSON schema of type object")
+    strict: bool | None = Field(None, description="where calls are imposed: all of input_schema, or a 400")
 
 
 class MessagesToolChoice(Wire):
     type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
-    disable_parallel_tool_use: bool | None = Field(None, description="accepted; changes nothing")
+    name: str | None = Field(None, description="of the tool to call, where type is tool")
+    disable_parallel_tool_use: bool | None = Field(None, description="counts with the types any and tool")
 
 
 class Thinking(Wire):
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
 
 
+class OutputFormat(Wire):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
 class OutputConfig(Wire):
-    format: dict[str, Any] | None = Field(None, description="not supported yet: must be left out")
+    format: OutputFormat | None = None
 
 
 class Prompt(Wire):
@@ -76,7 +82,7 @@ class Prompt(Wire):
     )
     system: str | list[TextBlock] | None = None
     tools: list[MessagesTool] | None = None
-    tool_choice: MessagesToolChoice | None = Field(None, description="auto or none")
+    tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = Field(None, description="ignored by a model that never thinks")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="counts more than thinking")
 

@@ -7,13 +7,15 @@ can't be asked for again, and each request brings all that was said.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
 
 from lathe.errors import PromptTooLong
+from lathe.server.constraints import ANY_OBJECT, Wish, constrain
 from lathe.server.errors import BadRequest, describe_late
 from lathe.server.responses_events import ResponseWriter
 from lathe.server.responses_items import read_items
@@ -67,7 +69,14 @@ async def read(request: ResponsesRequest, service: Service, session: str | None 
             request.enable_thinking,
         ),
     )
-    sampling = read_responses_sampling(request, service.llm.default_sampling)
+    sampling = await constrain(
+        read_responses_sampling(request, service.llm.default_sampling),
+        read_wish(request),
+        trajectory.tools,
+        service.llm.template.dialect,
+        choice="tool_choice",
+        format="text.format",
+    )
     try:
         return await service.prepare("responses", trajectory, sampling, session=session)
     except PromptTooLong as error:
@@ -83,14 +92,6 @@ def refuse_what_is_not_served(request: ResponsesRequest) -> None:
     if request.background:
         message = "background is not supported: this server stores nothing that could be asked for later."
         raise BadRequest(message, param="background", code="unsupported_parameter")
-    kind = request.text.format.type if request.text and request.text.format else "text"
-    if kind != "text":
-        message = f"text.format {kind!a} is not supported yet: ask for JSON in the prompt."
-        raise BadRequest(message, param="text.format", code="unsupported_value")
-    choice = read_tool_choice(request)
-    if choice not in ("auto", "none"):
-        message = f"tool_choice {choice!a} is not supported yet: use auto or none."
-        raise BadRequest(message, param="tool_choice", code="unsupported_value")
 
 
 def read_input(request: ResponsesRequest) -> tuple[Message, ...]:
@@ -105,7 +106,7 @@ def read_input(request: ResponsesRequest) -> tuple[Message, ...]:
 
 def read_tools(request: ResponsesRequest) -> tuple[Tool, ...]:
     """The functions to offer: none at all when tool_choice is none, so that nothing is read as a call."""
-    if read_tool_choice(request) == "none":
+    if request.tool_choice == "none":
         return ()
     given = enumerate(request.tools or ())
     tools = tuple(read_tool(tool, f"tools.{i}") for i, tool in given if tool.type == "function")
@@ -119,16 +120,39 @@ def read_tools(request: ResponsesRequest) -> tuple[Tool, ...]:
 def read_tool(tool: FunctionTool, where: str) -> Tool:
     if not tool.name:
         raise BadRequest(f"{where}.name: a tool of type function needs a name.", param=f"{where}.name")
-    return Tool(tool.name, tool.description or "", tool.parameters)
+    return Tool(tool.name, tool.description or "", tool.parameters, tool.strict is True)
 
 
-def read_tool_choice(request: ResponsesRequest) -> str:
+def read_wish(request: ResponsesRequest) -> Wish:
+    """What the reply shall be: calls, JSON, or whatever the model likes."""
     choice = request.tool_choice
-    if choice is None:
-        return "auto"
-    if isinstance(choice, str):
-        return choice
-    return choice.mode or "auto" if choice.type == "allowed_tools" else choice.type
+    calls, name = choice == "required", None
+    if isinstance(choice, ToolChoice):
+        calls = choice.type == "function" or choice.mode == "required"
+        name = choice.name if choice.type == "function" else None
+        if choice.type == "function" and name is None:
+            raise BadRequest("tool_choice.name is missing: it says which tool.", param="tool_choice.name")
+    schema, strict = read_format(request)
+    return Wish(
+        calls=calls,
+        name=name,
+        parallel=request.parallel_tool_calls is not False,
+        schema=schema,
+        strict=strict,
+    )
+
+
+def read_format(request: ResponsesRequest) -> tuple[Mapping[str, Any] | None, bool]:
+    """The schema of the text, None where it is free, and whether all of it must be imposed."""
+    format = request.text.format if request.text else None
+    if format is None or format.type == "text":
+        return None, False
+    if format.type == "json_object":
+        return ANY_OBJECT, True
+    if format.schema_ is None:
+        where = "text.format.schema"
+        raise BadRequest(f"{where} is missing: it says what the JSON shall be.", param=where)
+    return format.schema_, format.strict is True
 
 
 def read_responses_sampling(request: ResponsesRequest, default: SamplingParams) -> SamplingParams:
@@ -161,7 +185,10 @@ def response_json(request: ResponsesRequest, turn: Turn, model_id: str) -> dict[
         "error": None,
         "incomplete_details": None,
         "instructions": request.instructions,
-        "tools": [complete_tool(tool) if tool["type"] == "function" else tool for tool in tools],
+        "tools": [
+            complete_tool(tool, imposed=sampling.grammar is not None) if tool["type"] == "function" else tool
+            for tool in tools
+        ],
         "tool_choice": choice.model_dump(exclude_unset=True)
         if isinstance(choice, ToolChoice)
         else choice or "auto",
@@ -172,7 +199,11 @@ def response_json(request: ResponsesRequest, turn: Turn, model_id: str) -> dict[
         "top_logprobs": request.top_logprobs or 0,
         "text": {
             "format": {"type": "text"},
-            **(request.text.model_dump(exclude_unset=True, exclude_none=True) if request.text else {}),
+            **(
+                request.text.model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
+                if request.text
+                else {}
+            ),
         },
         "reasoning": {"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
         "metadata": request.metadata or {},
@@ -185,9 +216,14 @@ def response_json(request: ResponsesRequest, turn: Turn, model_id: str) -> dict[
     }
 
 
-def complete_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A function with the keys that OpenAI's client looks for. Not strict: no grammar holds the model."""
-    return {"description": None, "parameters": None, **tool, "strict": False}
+def as_sent(field: BaseModel) -> dict[str, Any]:
+    """A field of the request as it came, but for what was null."""
+    return field.model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
+
+
+def complete_tool(tool: dict[str, Any], *, imposed: bool) -> dict[str, Any]:
+    """A function with the keys that OpenAI's client looks for. It is strict where calls are imposed."""
+    return {"description": None, "parameters": None, **tool, "strict": imposed and tool.get("strict") is True}
 
 
 async def whole_reply(writer: ResponseWriter, turn: Turn, service: Service) -> dict[str, Any]:

@@ -52,22 +52,25 @@ class FunctionTool(Echoed):
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema of type object")
-    strict: bool | None = None
+    strict: bool | None = Field(None, description="where calls are imposed: all of parameters, or a 400")
 
 
 class ToolChoice(Echoed):
-    type: str = Field(description="function or allowed_tools")
-    name: str | None = None
-    mode: str | None = None
+    type: Literal["function", "allowed_tools"]
+    name: str | None = Field(None, description="of the function to call")
+    mode: Literal["auto", "required"] | None = Field(None, description="of allowed_tools")
     tools: list[dict[str, Any]] | None = None
 
 
 class TextFormat(Echoed):
-    type: str
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = Field(None, description="a schema that can't be imposed whole is a 400")
 
 
 class TextConfig(Echoed):
-    format: TextFormat | None = Field(None, description="text only, for now")
+    format: TextFormat | None = None
 
 
 class Reasoning(Wire):
@@ -82,8 +85,8 @@ class ResponsesRequest(SamplingFields):
     instructions: str | None = Field(None, description="a system message before the input")
     model: str | None = Field(None, description="any name; the reply carries one that the model goes by")
     tools: list[FunctionTool] | None = None
-    tool_choice: str | ToolChoice | None = Field(None, description="auto, none or allowed_tools")
-    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(None, description="counts where tool_choice asks for calls")
     stream: bool | None = None
     max_output_tokens: int | None = Field(
         None, ge=1, description="more than the context has left means: all of it"

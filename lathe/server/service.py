@@ -93,7 +93,7 @@ class Service:
     async def prepare(
         self, dialect: str, trajectory: Trajectory, sampling: SamplingParams, *, session: str | None = None
     ) -> Turn:
-        """The turn of a conversation. Raises TemplateError or PromptTooLong.
+        """The turn of a conversation. Raises TemplateError, PromptTooLong or GrammarError.
 
         All that can be wrong with a prompt is found here, while a status can still say so. In a thread:
         200,000 tokens take a second to encode, and other clients' events would wait.
@@ -106,6 +106,7 @@ class Service:
             trajectory, prompt = await asyncio.to_thread(
                 self.recorder.prepare, trajectory, session, self.llm.encode
             )
+        await asyncio.to_thread(self.llm.matcher, prompt, sampling, chat=bool(trajectory.messages))
         return Turn(dialect, trajectory, prompt, sampling, started, session=session)
 
     async def count_tokens(self, trajectory: Trajectory) -> int:

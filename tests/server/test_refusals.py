@@ -74,13 +74,6 @@ def refusal(response: httpx.Response) -> dict:
         ),
         ({"tools": [{"type": "function"}]}, "tools.0.function", "needs a function"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools.0.function.name", "at least 1"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
-        (
-            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-            "tool_choice",
-            "not supported yet",
-        ),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported yet"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "can't be set"),
     ],
