@@ -33,6 +33,7 @@ from lathe.server.messages_schema import (
 )
 from lathe.server.sampling import read_sampling
 from lathe.server.service import Service, Turn
+from lathe.server.sessions import session_of
 from lathe.server.streaming import EventStream, answer, refusals, reply_or_events, sse
 from lathe.server.thinking import template_options
 from lathe.text.tool_call_events import Event
@@ -68,7 +69,7 @@ def install(app: FastAPI, service: Service) -> None:
     )
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """A reply to a conversation: whole, or streamed when stream is true."""
-        reply = await read(body, service)
+        reply = await read(body, service, await session_of(request))
         if body.stream:
             return EventStream(stream_reply(reply, service))
         return await answer(request, whole_reply(reply, service))
@@ -82,7 +83,7 @@ def install(app: FastAPI, service: Service) -> None:
 # From JSON to nouns
 
 
-async def read(request: MessagesRequest, service: Service) -> MessageReply:
+async def read(request: MessagesRequest, service: Service, session: str | None = None) -> MessageReply:
     """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
     prompt = read_prompt(request)
@@ -94,7 +95,7 @@ async def read(request: MessagesRequest, service: Service) -> MessageReply:
         choice="tool_choice",
         format="output_config.format",
     )
-    turn = await service.prepare("messages", prompt, sampling)
+    turn = await service.prepare("messages", prompt, sampling, session=session)
     return MessageReply(turn, service.answers_to(request.model))
 
 

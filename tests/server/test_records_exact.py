@@ -3,6 +3,7 @@ computes. Real engine, real sockets, official clients; random weights, and SmolL
 
 import json
 
+import anthropic
 import openai
 import pytest
 import torch
@@ -100,6 +101,32 @@ def responses(url: str, max_tokens: int, **options) -> None:
                 items.append({"role": "user", "content": "What do they print?"})
 
 
+def messages(url: str, max_tokens: int, **options) -> None:
+    tool = {
+        "name": READ_FILE["name"],
+        "description": READ_FILE["description"],
+        "input_schema": READ_FILE["parameters"],
+    }
+    talk = [{"role": "user", "content": TASK}]
+    for path, text in FILES.items():
+        call = {"type": "tool_use", "id": path, "name": "read_file", "input": {"path": path}}
+        talk.append({"role": "assistant", "content": [call]})
+        talk.append(
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": path, "content": text}]}
+        )
+    with anthropic.Anthropic(base_url=url, api_key="x", max_retries=0) as client:
+        for _ in range(NUM_TURNS):
+            reply = client.messages.create(
+                model="m", messages=talk, tools=[tool], max_tokens=max_tokens, extra_body=options
+            )
+            calls = [block for block in reply.content if block.type == "tool_use"]
+            results = [
+                {"type": "tool_result", "tool_use_id": call.id, "content": "print(4)"} for call in calls
+            ]
+            talk.append({"role": "assistant", "content": reply.content})
+            talk.append({"role": "user", "content": results or "What do they print?"})
+
+
 def completions(url: str, **options) -> None:
     """Raw text as ids: an agent that writes its prompts itself."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
@@ -110,7 +137,7 @@ def completions(url: str, **options) -> None:
             ids += [*choice.model_extra["token_ids"], 40, 50]
 
 
-DIALECTS = [chat, responses, completions]
+DIALECTS = [chat, responses, messages, completions]
 
 
 def check_exact(llm: LLM, spy: Spy, folder) -> list[str]:
