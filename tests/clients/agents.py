@@ -49,6 +49,7 @@ class Agent:
     commands: Callable[[str], list[list[str]]]
     environment: Callable[[str], Mapping[str, str]] = lambda url: {}
     settings: Callable[[str], Mapping[str, str]] = lambda url: {}
+    num_trajectories: int = 1  # of the conversation, when it is recorded
     cached_share: float = 0.99  # of the conversation so far, at each prompt after the first
 
     @property
@@ -125,6 +126,7 @@ QWEN = Agent(
         "OPENAI_API_KEY": "none",
         "OPENAI_MODEL": "qwen3-coder",
     },
+    num_trajectories=2,
     cached_share=0.9,  # --continue lists the folder anew, which has two more files now
 )
 
@@ -329,6 +331,7 @@ AIDER = Agent(
         ]
     ],
     environment=lambda url: {"OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "none"},
+    num_trajectories=2,
     cached_share=0.6,  # the files' text stands before the conversation
 )
 

@@ -47,8 +47,18 @@ class Scene:
         return "\n".join([*ends, *self.answers, *prompts, *self.outputs])
 
 
-def play(agent: Agent, folder: Path, home: Path, tokenizer: Tokenizer, *, timeout_s: float = 180) -> Scene:
-    """Runs the agent's commands in `folder`, with `home` as its home.
+def play(
+    agent: Agent,
+    folder: Path,
+    home: Path,
+    tokenizer: Tokenizer,
+    *,
+    record: Path | None = None,
+    unseen: str = "",
+    timeout_s: float = 180,
+) -> Scene:
+    """Runs the agent's commands in `folder`, with `home` as its home. The server may record in `record`.
+    `unseen` is a control token that each reply begins with, and that no client gets to see.
 
     The model says the first line whose words the conversation does not hold yet: a client that sends a
     request again gets the same reply again, and requests on the side disturb nothing.
@@ -60,12 +70,12 @@ def play(agent: Agent, folder: Path, home: Path, tokenizer: Tokenizer, *, timeou
         if agent.mark not in prompt:
             return TITLE
         left = (spoken(line) for line in lines if line.words not in prompt)
-        reply = next(left, "There is nothing left to do.")
+        reply = unseen + next(left, "There is nothing left to do.")
         scene.num_said.append(len(tokenizer.encode(reply, allow_special=True)) + 1)
         return reply
 
     model = ScriptedModel(answer=answer, prefix_cache=True, tokenizer=tokenizer, max_context=WINDOW)
-    app = create_app(model)
+    app = create_app(model, record=record)
     app.add_middleware(WriteDown, answers=scene.answers)
     try:
         with serve_app(app) as url:

@@ -2,7 +2,11 @@
 
 import pytest
 from agents import AGENTS, GREET, NOTES, Agent
-from scene import Scene, play
+from scene import Scene, play, spoken
+
+from lathe.jsonl import read_rollouts
+
+UNSEEN = "<|fim_pad|>"
 
 
 def marked(agent: Agent):
@@ -46,6 +50,29 @@ def test_an_agent_does_its_task(agent: Agent, scene: Scene, project):
     if agent.installer is None:  # ours, so it prints the usage that it was told
         for count, cached in zip(scene.num_tokens, scene.num_cached, strict=True):
             assert f"prompt {count} ({cached} cached)" in scene.outputs[0], scene
+
+
+@pytest.mark.parametrize("agent", [marked(agent) for agent in AGENTS])
+def test_an_agents_conversation_is_recorded(agent: Agent, project, tmp_path, qwen):
+    """Whatever the client makes of the replies before it sends them back, they go on from their own tokens:
+    rendered anew, they would lack the token that no client saw, and begin another trajectory."""
+    if agent.why_not:
+        pytest.skip(agent.why_not)
+    home = tmp_path / "home"
+    home.mkdir()
+    scene = play(agent, project, home, qwen, record=tmp_path / "records", unseen=UNSEEN)
+    assert set(scene.exit_codes) == {0}, scene
+    trajectories = [each for rollout in read_rollouts(tmp_path / "records") for each in rollout.trajectories]
+    told = [each for each in trajectories if agent.mark in qwen.decode(list(each.token_ids))]
+    assert len(told) == agent.num_trajectories, scene
+    said = [
+        qwen.decode(list(each.token_ids[segment.start : segment.stop]))
+        for each in told
+        for segment in each.segments
+    ]
+    assert said == [f"{UNSEEN}{spoken(line)}<|im_end|>" for line in agent.lines(project)], scene
+    others = sum(len(each.segments) for each in trajectories) - len(said)
+    assert others == len(scene.asides), scene
 
 
 def row(agent: Agent, scene: Scene) -> str:
