@@ -111,6 +111,18 @@ def serve(
         float,
         typer.Option(min=0.0, help="Seconds that replies in the making get when the server is stopped."),
     ] = 3.0,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Ask the engine there; of MODEL, only the tokenizer and template are used."
+        ),
+    ] = None,
+    upstream_key: Annotated[
+        str | None, typer.Option(envvar="LATHE_UPSTREAM_KEY", help="The upstream's key.")
+    ] = None,
+    upstream_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the upstream calls MODEL. As it says itself.")
+    ] = None,
 ) -> None:
     """Serve a model behind an OpenAI-compatible endpoint."""
     import logging
@@ -127,8 +139,28 @@ def serve(
 
     if record is not None:
         open_folder(record)
-    engine_options = {"deterministic": deterministic} | ({} if speculate else {"max_drafts": 0})
-    with load(model, max_context, device, dtype, yarn, keep_fp8, out, **engine_options) as llm:
+    engine_options: dict[str, Any] = {"deterministic": deterministic} | (
+        {} if speculate else {"max_drafts": 0}
+    )
+    loading: Any = (device, dtype, yarn, keep_fp8)
+    if upstream is None:
+        opened = load(model, max_context, *loading, out, **engine_options)
+    else:
+        if (*loading, deterministic, speculate) != ("auto", "auto", None, False, False, True):
+            raise UserError(
+                "--device, --dtype, --yarn, --keep-fp8, --deterministic and --no-speculate are an engine's "
+                "settings: give them to the upstream."
+            )
+        opened = load_upstream(
+            model,
+            upstream,
+            out,
+            api_key=upstream_key,
+            model=upstream_model,
+            max_context=max_context,
+            exact=record is not None,
+        )
+    with opened as llm:
         url = run.base_url(bound)
         if not run.is_loopback(bound) and api_key is None:
             out.print("[yellow]Anyone who reaches this machine may use the model: set --api-key.[/yellow]")
@@ -376,6 +408,16 @@ def load(
             engine_config=EngineConfig(max_context=max_context, **engine_options),
             progress=report,
         )
+    out.print(f"{llm.model_id}: {llm.engine.describe()}", highlight=False, soft_wrap=True)
+    return llm
+
+
+def load_upstream(name: str, url: str, out: Console, **options: Any) -> LLM:
+    """The model that another engine runs, with a line about what was found there. `options` are those of
+    `open_upstream`."""
+    from lathe.engine.upstream import open_upstream
+
+    llm = open_upstream(name, url, **options)
     out.print(f"{llm.model_id}: {llm.engine.describe()}", highlight=False, soft_wrap=True)
     return llm
 

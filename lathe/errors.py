@@ -48,6 +48,10 @@ class PromptTooLong(InvalidRequest):
         self.max_context = max_context
 
 
+class UpstreamError(LatheError):
+    """The engine that is asked over HTTP failed, or said what can't be understood."""
+
+
 class MissingExtra(LatheError):
     """A part that needs packages which are not installed."""
 

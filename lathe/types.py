@@ -125,6 +125,8 @@ class Completion:
     `weights_version` is that of the oldest weights that drew a token of the reply.
     `stop_string` is the one of `SamplingParams.stop` that ended the reply, None when something else did.
     `num_reasoning_tokens` of the reply's tokens are its thought and the thought's tags.
+    `is_exact` is False where ids or log-probabilities are not those that were sampled: another engine gave
+    the text, and not all of its tokens. Nothing can be trained on it.
     """
 
     message: Message
@@ -137,6 +139,7 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     stop_string: str | None = None
     num_reasoning_tokens: int = 0
+    is_exact: bool = True
 
 
 class TokensDoNotExtend(ValueError):

@@ -20,7 +20,8 @@ class Chunk:
     """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only.
 
     `num_cached_tokens`, `prompt_logprobs` and `weights_version` are the completion's, and known from the
-    first piece on.
+    first piece on; but some engines that are asked over HTTP say only at the end how much was cached.
+    `is_exact` is the reply's so far.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Chunk:
     num_cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     weights_version: int = 0
+    is_exact: bool = True
 
     @property
     def text(self) -> str:
@@ -102,6 +104,8 @@ class Reply:
         self._parser = parser
         self._reasoning = reasoning
         self._first: Sampled | None = None
+        self._num_cached_tokens = 0
+        self._is_exact = True
         self._logprobs: list[TokenLogprob] = []
         self._num_reasoning_tokens = 0
         self._thought: list[str] = []
@@ -112,6 +116,8 @@ class Reply:
         """Takes the next token. The chunk has a completion when the reply ends with it, for the engine's
         reason or because a stop string is complete."""
         self._first = self._first or sampled
+        self._num_cached_tokens = max(self._num_cached_tokens, sampled.num_cached_tokens)
+        self._is_exact = self._is_exact and sampled.is_exact
         token, finish_reason = sampled.token, sampled.finish_reason
         text = ""
         is_end_mark = False
@@ -134,9 +140,10 @@ class Reply:
             tuple(events),
             () if token is None else (token,),
             completion,
-            self._first.num_cached_tokens,
+            self._num_cached_tokens,
             self._first.prompt_logprobs,
             self._first.weights_version,
+            self._is_exact,
         )
 
     def _split(self, text: str, is_end_mark: bool, finish_reason: FinishReason | None) -> tuple[str, str]:
@@ -187,9 +194,10 @@ class Reply:
             token_ids=tuple(entry.token_id for entry in self._logprobs),
             logprobs=tuple(self._logprobs),
             finish_reason=finish_reason,
-            num_cached_tokens=self._first.num_cached_tokens,
+            num_cached_tokens=self._num_cached_tokens,
             weights_version=self._first.weights_version,
             prompt_logprobs=self._first.prompt_logprobs,
             stop_string=self._stops.found,
             num_reasoning_tokens=self._num_reasoning_tokens,
+            is_exact=self._is_exact,
         )

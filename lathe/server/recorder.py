@@ -66,8 +66,12 @@ class Recorder:
         return asked, encode(asked)
 
     def record(self, turn: Turn, completion: Completion, sampling: SamplingParams) -> None:
-        """Write one reply, unless it was ended before its first token. `sampling` is how it was drawn."""
+        """Write one reply, unless it was ended before its first token, or its tokens are not exactly known.
+        `sampling` is how it was drawn."""
         if not completion.token_ids:
+            return
+        if not completion.is_exact:
+            log.warning("a reply was not recorded: the upstream kept some of its tokens back")
             return
         try:
             with self._lock:
@@ -188,4 +192,5 @@ def cut_completion(prompt_token_ids: tuple[int, ...], chunks: list[Chunk]) -> Co
         logprobs=tokens,
         finish_reason="abort",
         weights_version=chunks[0].weights_version,
+        is_exact=chunks[-1].is_exact,
     )
