@@ -142,11 +142,11 @@ def serve(
     engine_options: dict[str, Any] = {"deterministic": deterministic} | (
         {} if speculate else {"max_drafts": 0}
     )
-    loading: Any = (device, dtype, yarn, keep_fp8)
     if upstream is None:
-        opened = load(model, max_context, *loading, out, **engine_options)
+        opened = load(model, max_context, device, dtype, yarn, keep_fp8, out, **engine_options)
     else:
-        if (*loading, deterministic, speculate) != ("auto", "auto", None, False, False, True):
+        settings = (device, dtype, yarn, keep_fp8, deterministic, speculate)
+        if settings != ("auto", "auto", None, False, False, True):
             raise UserError(
                 "--device, --dtype, --yarn, --keep-fp8, --deterministic and --no-speculate are an engine's "
                 "settings: give them to the upstream."

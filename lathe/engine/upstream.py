@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from lathe.engine.engine import EngineClosed
+from lathe.engine.grammar import Matcher
 from lathe.engine.llm import LLM
 from lathe.engine.loading import default_sampling, eos_token_ids, load_template, load_tokenizer
 from lathe.engine.sampler import check_sampling
@@ -142,7 +143,11 @@ class UpstreamEngine:
         return self.form.is_exact
 
     def submit(
-        self, prompt_token_ids: tuple[int, ...], sampling: SamplingParams, report: Callable[[Sampled], None]
+        self,
+        prompt_token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        report: Callable[[Sampled], None],
+        matcher: Matcher | None = None,  # grammars are refused
     ) -> Request:
         """Ask for one reply. Raises PromptTooLong, or InvalidRequest for what the upstream can't do.
 

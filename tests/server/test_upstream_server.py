@@ -149,7 +149,7 @@ def test_the_command_line(folder, monkeypatch):
 def test_smollm2_by_way_of_another_lathe(smollm2, tmp_path):
     """Real weights: the same greedy ids and log-probabilities as asked directly, and as recorded."""
     llm, url = smollm2
-    ask = dict(model="m", messages=HI, temperature=0, max_tokens=24, logprobs=True, top_logprobs=2)
+    ask = dict(model="m", messages=HI, temperature=0, max_tokens=10, logprobs=True, top_logprobs=2)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
         direct = client.chat.completions.create(**ask).choices[0]
     with client_of(open_upstream("smollm2", url, exact=True), record=tmp_path) as client:
@@ -165,7 +165,7 @@ def test_smollm2_by_way_of_another_lathe(smollm2, tmp_path):
     (rollout,) = read_rollouts(tmp_path)
     trajectory = rollout.trajectories[0]
     sampled = llm.generate(
-        trajectory.token_ids[: trajectory.segments[0].start], temperature=0.0, max_tokens=24
+        trajectory.token_ids[: trajectory.segments[0].start], temperature=0.0, max_tokens=10
     )
     assert trajectory.token_ids[trajectory.segments[0].start :] == sampled.token_ids
 
@@ -195,12 +195,13 @@ def test_smollm2_by_way_of_llamacpp(llamacpp, smollm2, tmp_path):
     assert "llama.cpp" in front.engine.describe()
     assert front.max_context == 1024, "the context of one of its two slots"
     with client_of(front, record=tmp_path) as client:
-        ask = dict(model="m", messages=HI, temperature=0, extra_body={"repetition_penalty": 1.0})
+        talk = [{"role": "user", "content": "Say only: Hi"}]
+        ask = dict(model="m", messages=talk, temperature=0, extra_body={"repetition_penalty": 1.0})
         reply = client.chat.completions.create(**ask, max_tokens=24, logprobs=True, top_logprobs=3).choices[0]
         assert reply.finish_reason == "stop" and len(reply.logprobs.content[0].top_logprobs) == 3
-        again = client.chat.completions.create(**ask, max_tokens=3)
+        again = client.chat.completions.create(**ask, max_tokens=2)
         assert again.choices[0].finish_reason == "length"
-        assert again.usage.completion_tokens == 3
+        assert again.usage.completion_tokens == 2
         assert again.usage.prompt_tokens_details.cached_tokens > 20
     (*_, rollout) = sorted(read_rollouts(tmp_path), key=lambda each: len(each.trajectories[0].token_ids))
     trajectory = rollout.trajectories[0]
