@@ -214,6 +214,8 @@ def readable(reason: str) -> str:
     """What llguidance says about a grammar, without the places in a text that no user has written."""
     if "oneOf constraints are not supported" in reason:
         return "oneOf with alternatives that overlap is not supported; say anyOf"
+    if "recursion limit exceeded" in reason:
+        return "it is nested too deeply"
     lines = [
         re.sub(r"^.*failed to compile JSON schema: |^at \d+\(\d+\): ", "", line)
         for line in reason.splitlines()

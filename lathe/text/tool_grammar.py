@@ -310,12 +310,11 @@ def _checked(arguments: _Arguments, name: str, schema: Any, rules: Rules, free: 
     value = Value(
         arguments.standalone(schema), arguments.read.property(name), arguments.tool.strict, arguments.end
     )
-    trial = Rules()
-    rule = written(value, trial, free)
-    if rule == free:
-        return free
-    if reason := rules.problem(trial.text(rule)):
-        raise NotExpressible(reason)
+    if "string" in (value.read.types or ("string",)):  # else the schema stands in the grammar as it is
+        trial = Rules()
+        rule = written(value, trial, free)
+        if rule != free and (reason := rules.problem(trial.text(rule))):
+            raise NotExpressible(reason)
     return written(value, rules, free)
 
 

@@ -236,6 +236,27 @@ def test_who_gives_way_goes_on_where_it_was(llm):
         assert reply.finish_reason == "stop"
 
 
+def test_guesses_keep_to_the_grammar(tiny_model):
+    tokenizer = tiny_tokenizer()
+    ends = (tokenizer.special_tokens["<|im_end|>"],)
+    replies, accepted = {}, {}
+    for max_drafts in (0, 7):
+        engine = Engine(
+            tiny_model, eos_token_ids=ends, config=EngineConfig(kv_memory_bytes=2**22, max_drafts=max_drafts)
+        )
+        with LLM.from_parts(
+            engine=engine, tokenizer=tokenizer, template=ChatTemplate.builtin(), model_id="tiny"
+        ) as llm:
+            prompt = '["tea","coffee","tea","coffee",'  # and more of the same follows
+            samplings = [SamplingParams(temperature=0.0, grammar=LONG), SamplingParams(seed=3, grammar=LONG)]
+            replies[max_drafts] = [llm.generate(prompt, sampling=one) for one in samplings]
+        accepted[max_drafts] = engine.gate.num_accepted
+    assert accepted[7] > 10 > accepted[0] == 0
+    assert [one.token_ids for one in replies[7]] == [one.token_ids for one in replies[0]]
+    for reply in replies[7]:
+        assert len(json.loads(reply.message.content)) == 12
+
+
 def test_a_reply_ends_with_its_grammar_whatever_else_was_asked(llm):
     grammar = Grammar("regex", "yes|no")
     for options in ({}, {"ignore_eos": True}, {"max_tokens": 3}, {"temperature": 0.0}):
