@@ -122,7 +122,8 @@ class Completion:
     `finish_reason` is "length" whenever `max_tokens` or the context cut the reply, also inside a call, and
     "abort" when it was cut from outside: the server stopped, or the client left.
     `prompt_logprobs` is empty unless they were asked for; the first token has none, as nothing precedes it.
-    `weights_version` is that of the oldest weights that drew a token of the reply.
+    `weights_version` is that of the weights that drew the reply's first token. Where newer ones took over
+    before its end, `weights_updates` has the place of the first token that they drew, and their version.
     `stop_string` is the one of `SamplingParams.stop` that ended the reply, None when something else did.
     `num_reasoning_tokens` of the reply's tokens are its thought and the thought's tags.
     `is_exact` is False where ids or log-probabilities are not those that were sampled: another engine gave
@@ -140,6 +141,7 @@ class Completion:
     stop_string: str | None = None
     num_reasoning_tokens: int = 0
     is_exact: bool = True
+    weights_updates: tuple[tuple[int, int], ...] = ()
 
 
 class TokensDoNotExtend(ValueError):
@@ -150,15 +152,22 @@ class TokensDoNotExtend(ValueError):
 class Segment:
     """One reply inside a trajectory: the tokens [start, stop) were sampled together.
 
-    `weights_version` is that of the oldest weights that drew one of them. `sampling` is how they were drawn,
-    None where nobody noted it: the trajectory's log-probabilities are those of the model's own distribution.
+    `weights_version` drew the first of them; from each place in `weights_updates` on, another version did.
+    `sampling` is how they were drawn, None where nobody noted it: the trajectory's log-probabilities are
+    those of the model's own distribution.
     """
 
     start: int
     stop: int
     finish_reason: FinishReason
     weights_version: int = 0
+    weights_updates: tuple[tuple[int, int], ...] = ()
     sampling: SamplingParams | None = None
+
+    @property
+    def weights_versions(self) -> tuple[int, ...]:
+        """The versions that sampled here, in their order."""
+        return (self.weights_version, *(version for _, version in self.weights_updates))
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ class Trajectory:
     @property
     def weights_versions(self) -> tuple[int, ...]:
         """The versions that sampled here, each once, oldest first."""
-        return tuple(sorted({segment.weights_version for segment in self.segments}))
+        return tuple(sorted({version for each in self.segments for version in each.weights_versions}))
 
     def add(self, *messages: Message) -> Trajectory:
         """The conversation with more turns, not yet read by a model."""
@@ -207,6 +216,7 @@ class Trajectory:
             len(prompt) + num_sampled,
             completion.finish_reason,
             completion.weights_version,
+            tuple((len(prompt) + place, version) for place, version in completion.weights_updates),
             sampling,
         )
         return replace(

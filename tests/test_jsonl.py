@@ -71,6 +71,7 @@ segments = st.builds(
     stop=st.integers(0, 9),
     finish_reason=st.sampled_from(["stop", "length", "tool_calls", "abort"]),
     weights_version=st.integers(0, 9),
+    weights_updates=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=2).map(tuple),
     sampling=st.none() | samplings,
 )
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from lathe.types import Completion, Message, TokenLogprob, TokensDoNotExtend, Trajectory
@@ -29,3 +31,10 @@ def test_a_prompt_that_does_not_extend_is_refused():
     first = Trajectory((Message("user", "hi"),)).extend(completion((1, 2), (3, 4)))
     with pytest.raises(TokensDoNotExtend):
         first.extend(completion((1, 2, 3, 9), (5,)))
+
+
+def test_weights_that_change_within_a_reply_are_told_by_place():
+    changed = replace(completion((1, 2), (3, 4, 5)), weights_version=3, weights_updates=((1, 4), (2, 6)))
+    (segment,) = Trajectory((Message("user", "hi"),)).extend(changed).segments
+    assert (segment.weights_version, segment.weights_updates) == (3, ((3, 4), (4, 6)))
+    assert segment.weights_versions == (3, 4, 6)

@@ -6,7 +6,9 @@ chunk carries the `Completion`, whose ids are exactly those that the engine samp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lathe.engine.sequence import Sampled
 from lathe.text.reasoning import ReasoningParser
@@ -19,9 +21,9 @@ from lathe.types import Completion, FinishReason, Message, SamplingParams, Token
 class Chunk:
     """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only.
 
-    `num_cached_tokens`, `prompt_logprobs` and `weights_version` are the completion's, and known from the
-    first piece on; but some engines that are asked over HTTP say only at the end how much was cached.
-    `is_exact` is the reply's so far.
+    `num_cached_tokens` and `prompt_logprobs` are the completion's, and known from the first piece on; but some
+    engines that are asked over HTTP say only at the end how much was cached. `weights_version` is that of the
+    weights that drew this piece. `is_exact` is the reply's so far.
     """
 
     index: int
@@ -107,6 +109,7 @@ class Reply:
         self._num_cached_tokens = 0
         self._is_exact = True
         self._logprobs: list[TokenLogprob] = []
+        self._versions: list[int] = []
         self._num_reasoning_tokens = 0
         self._thought: list[str] = []
         self._content: list[str] = []
@@ -123,6 +126,7 @@ class Reply:
         is_end_mark = False
         if token is not None:
             self._logprobs.append(token)
+            self._versions.append(sampled.weights_version)
             is_end_mark = finish_reason == "stop" and token.token_id in self._hidden_ids
             text = "" if is_end_mark else self._decoder.push(token.token_id)
         if finish_reason is not None:
@@ -142,7 +146,7 @@ class Reply:
             completion,
             self._num_cached_tokens,
             self._first.prompt_logprobs,
-            self._first.weights_version,
+            sampled.weights_version,
             self._is_exact,
         )
 
@@ -200,4 +204,11 @@ class Reply:
             stop_string=self._stops.found,
             num_reasoning_tokens=self._num_reasoning_tokens,
             is_exact=self._is_exact,
+            weights_updates=weights_updates(self._versions),
         )
+
+
+def weights_updates(versions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Where the weights that draw a reply's tokens change, and to which version."""
+    changes = enumerate(pairwise(versions), 1)
+    return tuple((place, version) for place, (before, version) in changes if version != before)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lathe.engine.engine import EngineClosed
-from lathe.engine.llm import Chunk
+from lathe.engine.reply import Chunk, weights_updates
 from lathe.errors import UserError
 from lathe.jsonl import Continues, Part, part_to_line
 from lathe.server.sessions import Conversation, Sessions, num_equal
@@ -178,6 +178,7 @@ def drawn_by(sampling: SamplingParams, index: int) -> SamplingParams:
 def cut_completion(prompt_token_ids: tuple[int, ...], chunks: list[Chunk]) -> Completion:
     """A reply that was ended from outside."""
     tokens = tuple(token for chunk in chunks for token in chunk.logprobs)
+    versions = [chunk.weights_version for chunk in chunks for _ in chunk.logprobs]
     events = [event for chunk in chunks for event in chunk.events]
     message = Message(
         "assistant",
@@ -191,6 +192,7 @@ def cut_completion(prompt_token_ids: tuple[int, ...], chunks: list[Chunk]) -> Co
         token_ids=tuple(token.token_id for token in tokens),
         logprobs=tokens,
         finish_reason="abort",
-        weights_version=chunks[0].weights_version,
+        weights_version=versions[0] if versions else 0,
+        weights_updates=weights_updates(versions),
         is_exact=chunks[-1].is_exact,
     )

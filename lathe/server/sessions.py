@@ -281,10 +281,15 @@ def reply_keys(messages: Sequence[Message], session: str | None) -> Iterator[tup
     for is_reply, group in groupby(messages, lambda message: message.role == "assistant"):
         turns = list(group)
         num_messages += len(turns)
-        said = _said(turns) if is_reply else [[turn.role, turn.content, turn.name] for turn in turns]
+        said = _said(turns) if is_reply else [_heard(turn) for turn in turns]
         key = blake2b(key + json.dumps(said, sort_keys=True).encode(), digest_size=16).digest()
         if is_reply:
             yield num_messages, key
+
+
+def _heard(turn: Message) -> list[Any]:
+    # The call says which tool a result is from; only some clients say it again.
+    return [turn.role, turn.content, None if turn.role == "tool" else turn.name]
 
 
 def _said(turns: Sequence[Message]) -> list[Any]:

@@ -120,7 +120,7 @@ def blocks(trajectory: Trajectory) -> Iterator[Block]:
         start, stop = places[0], places[-1] + 1
         title = f"{'sampled' if is_trained else 'read'} {stop - start}"
         if is_trained and (segment := segments.get(start)) is not None:
-            title += f"  {segment.finish_reason}  weights {segment.weights_version}"
+            title += f"  {segment.finish_reason}  weights {', '.join(map(str, segment.weights_versions))}"
         yield Block(start, stop, is_trained, title)
 
 

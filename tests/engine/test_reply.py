@@ -15,7 +15,7 @@ SHELL = Tool("bash", "", {"type": "object", "properties": {"command": {"type": "
 CALL = "<tool_call>\n<function=bash>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>"
 
 
-def read(text, *, tools=(), reasoning=None, end=True, last="stop", **options):
+def read(text, *, tools=(), reasoning=None, end=True, last="stop", versions=None, **options):
     """The chunks of a reply that says these words."""
     reply = Reply(
         0,
@@ -29,9 +29,9 @@ def read(text, *, tools=(), reasoning=None, end=True, last="stop", **options):
     ids = TOKENIZER.encode(text, allow_special=True) + [END] * end
     chunks = []
     for place, token_id in enumerate(ids):
-        chunks.append(
-            reply.push(Sampled(TokenLogprob(token_id, -0.5), last if place + 1 == len(ids) else None))
-        )
+        reason = last if place + 1 == len(ids) else None
+        version = versions[place] if versions else 0
+        chunks.append(reply.push(Sampled(TokenLogprob(token_id, -0.5), reason, weights_version=version)))
         if reply.ended:
             break
     return chunks, ids
@@ -208,3 +208,11 @@ def test_what_cuts_a_reply_ends_no_turn(options, reason):
     completion = chunks[-1].completion
     assert completion.message == Message("assistant")
     assert completion.finish_reason == reason
+
+
+def test_a_reply_says_where_newer_weights_took_over():
+    chunks, _ = read("abcd", versions=(3, 3, 5, 5, 8))
+    completion = chunks[-1].completion
+    assert (completion.weights_version, completion.weights_updates) == (3, ((2, 5), (4, 8)))
+    assert [chunk.weights_version for chunk in chunks] == [3, 3, 5, 5, 8]
+    assert read("abcd")[0][-1].completion.weights_updates == ()

@@ -157,6 +157,36 @@ def test_a_reply_is_known_again_whatever_json_it_comes_back_in(tmp_path, rewrite
     assert [len(message.tool_calls) for message in trajectory.messages] == [0, 2, 0, 0, 0]
 
 
+def test_a_conversation_may_change_its_dialect(tmp_path):
+    model = ScriptedModel(f"{HIDDEN}Now.\n{call_text('a')}", f"{HIDDEN}Done.", "Bye.")
+    function = TOOLS[0]["function"]
+    with serve(model, record=tmp_path) as url:
+        asked = [user("Hi.")]
+        reply = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked, "tools": TOOLS[:1]}).json()
+        message = reply["choices"][0]["message"]
+        call_id = message["tool_calls"][0]["id"]
+        tool = {"name": "read", "input_schema": function["parameters"]}
+        call = {"type": "tool_use", "id": call_id, "name": "read", "input": {"path": "a"}}
+        said = [{"type": "text", "text": message["content"]}, call]
+        asked = [*asked, {"role": "assistant", "content": said}]
+        asked += [user([{"type": "tool_result", "tool_use_id": call_id, "content": "one"}])]
+        body = {"messages": asked, "tools": [tool], "max_tokens": 100, "model": "m"}
+        text = httpx.post(f"{url}/v1/messages", json=body).json()["content"][0]["text"]
+        items = [
+            user("Hi."),
+            {"role": "assistant", "content": message["content"]},
+            {"type": "function_call", "call_id": call_id, "name": "read", "arguments": '{"path":"a"}'},
+            {"type": "function_call_output", "call_id": call_id, "output": "one"},
+            {"role": "assistant", "content": text},
+            user("Thanks."),
+        ]
+        body = {"input": items, "tools": [{"type": "function", **function}]}
+        assert httpx.post(f"{url}/v1/responses", json=body).status_code == 200
+    (trajectory,) = only(tmp_path).trajectories
+    assert sampled(trajectory, model)[1:] == [f"{HIDDEN}Done.<|im_end|>", "Bye.<|im_end|>"]
+    assert model.tokenizer.decode(list(model.engine.prompts[2])).count(HIDDEN) == 2
+
+
 def test_streamed_replies_are_recorded_as_whole_ones(tmp_path):
     texts = [f"{HIDDEN}Grüße 🎈", "Noch was?"]
     for stream, folder in ((True, tmp_path / "streamed"), (False, tmp_path / "whole")):

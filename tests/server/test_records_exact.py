@@ -1,6 +1,7 @@
 """The promise: the tokens that the agent saw are those on the record, with the probabilities that a trainer
 computes. Real engine, real sockets, official clients; random weights, and SmolLM2's."""
 
+import copy
 import json
 
 import anthropic
@@ -11,9 +12,13 @@ from serving import serve
 
 from lathe import LLM
 from lathe.engine.engine import EngineConfig
+from lathe.engine.runner import invariant_experts
 from lathe.jsonl import read_rollouts
 from lathe.kernels.attention import causal_attention
 from lathe.kernels.experts import grouped_experts
+from lathe.kernels.invariant_attention import invariant_causal_attention
+from lathe.model.linear import INVARIANT, QUICK
+from lathe.model.transformer import Transformer
 
 READ_FILE = {
     "name": "read_file",
@@ -47,21 +52,28 @@ class Spy:
 
 
 @torch.inference_mode()
-def fresh_logprobs(llm: LLM, token_ids: tuple[int, ...]) -> torch.Tensor:
-    """The log-probability of each token after the first, from one pass over the whole text: no cache, no
-    batch, no server."""
+def fresh_logprobs(
+    model: Transformer, token_ids: tuple[int, ...], *, deterministic: bool = False
+) -> torch.Tensor:
+    """The log-probability of each token after the first, as a trainer computes it: one pass over the whole
+    text, without a cache or a server."""
     ids = torch.tensor(token_ids)
-    model = llm.engine.runner.model
+    attention = invariant_causal_attention if deterministic else causal_attention
+    arithmetic = INVARIANT if deterministic else QUICK
     hidden = model(
         ids[:-1],
         torch.arange(len(ids) - 1),
-        lambda layer, q, k, v: causal_attention(q, k, v, [len(q)]),
-        grouped_experts,
+        lambda layer, q, k, v: attention(q, k, v, [len(q)]),
+        invariant_experts if deterministic else grouped_experts,
+        arithmetic,
     )
-    return model.logits(hidden).float().log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    logits = model.logits(hidden, arithmetic)
+    return torch.stack(
+        [row[token_id] - row.logsumexp(-1) for row, token_id in zip(logits, ids[1:], strict=True)]
+    )
 
 
-def chat(url: str, **options) -> None:
+def chat(url: str, max_tokens: int, **extra) -> None:
     tool = {"type": "function", "function": READ_FILE}
     talk = [{"role": "user", "content": TASK}]
     for path, text in FILES.items():
@@ -72,7 +84,9 @@ def chat(url: str, **options) -> None:
         talk.append({"role": "tool", "tool_call_id": path, "content": text})
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
         for _ in range(NUM_TURNS):
-            reply = client.chat.completions.create(model="m", messages=talk, tools=[tool], **options)
+            reply = client.chat.completions.create(
+                model="m", messages=talk, tools=[tool], max_tokens=max_tokens, extra_body=extra
+            )
             message = reply.choices[0].message
             talk.append(message)
             for call in message.tool_calls or ():
@@ -81,7 +95,7 @@ def chat(url: str, **options) -> None:
                 talk.append({"role": "user", "content": "What do they print?"})
 
 
-def responses(url: str, max_tokens: int, **options) -> None:
+def responses(url: str, max_tokens: int, **extra) -> None:
     tool = {"type": "function", **READ_FILE}
     items = [{"role": "user", "content": TASK}]
     for path, text in FILES.items():
@@ -91,7 +105,7 @@ def responses(url: str, max_tokens: int, **options) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
         for _ in range(NUM_TURNS):
             reply = client.responses.create(
-                model="m", input=items, tools=[tool], store=False, max_output_tokens=max_tokens, **options
+                model="m", input=items, tools=[tool], max_output_tokens=max_tokens, extra_body=extra
             )
             items += [item.model_dump(exclude_none=True) for item in reply.output]
             calls = [item for item in reply.output if item.type == "function_call"]
@@ -101,7 +115,7 @@ def responses(url: str, max_tokens: int, **options) -> None:
                 items.append({"role": "user", "content": "What do they print?"})
 
 
-def messages(url: str, max_tokens: int, **options) -> None:
+def messages(url: str, max_tokens: int, **extra) -> None:
     tool = {
         "name": READ_FILE["name"],
         "description": READ_FILE["description"],
@@ -117,7 +131,7 @@ def messages(url: str, max_tokens: int, **options) -> None:
     with anthropic.Anthropic(base_url=url, api_key="x", max_retries=0) as client:
         for _ in range(NUM_TURNS):
             reply = client.messages.create(
-                model="m", messages=talk, tools=[tool], max_tokens=max_tokens, extra_body=options
+                model="m", messages=talk, tools=[tool], max_tokens=max_tokens, extra_body=extra
             )
             calls = [block for block in reply.content if block.type == "tool_use"]
             results = [
@@ -127,20 +141,21 @@ def messages(url: str, max_tokens: int, **options) -> None:
             talk.append({"role": "user", "content": results or "What do they print?"})
 
 
-def completions(url: str, **options) -> None:
+def completions(url: str, max_tokens: int, **extra) -> None:
     """Raw text as ids: an agent that writes its prompts itself."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
         ids = [10, 20, 30]
         for _ in range(NUM_TURNS):
-            extra = {"extra_body": {"return_token_ids": True}}
-            choice = client.completions.create(model="m", prompt=ids, **extra, **options).choices[0]
+            body = {**extra, "return_token_ids": True}
+            reply = client.completions.create(model="m", prompt=ids, max_tokens=max_tokens, extra_body=body)
+            choice = reply.choices[0]
             ids += [*choice.model_extra["token_ids"], 40, 50]
 
 
 DIALECTS = [chat, responses, messages, completions]
 
 
-def check_exact(llm: LLM, spy: Spy, folder) -> list[str]:
+def check_exact(llm: LLM, spy: Spy, folder, *, deterministic: bool = False) -> list[str]:
     """The record against the engine and against a fresh pass. Returns the finish reasons."""
     (rollout,) = read_rollouts(folder)
     (trajectory,) = rollout.trajectories
@@ -156,8 +171,11 @@ def check_exact(llm: LLM, spy: Spy, folder) -> list[str]:
     assert sum(trajectory.loss_mask) == sum(len(tokens) for _, tokens in spy.turns)
     marked = torch.tensor(trajectory.loss_mask)[1:]
     recorded = torch.tensor(trajectory.logprobs)[1:][marked]
-    fresh = fresh_logprobs(llm, trajectory.token_ids)[marked]
-    assert (recorded - fresh).abs().max() < 1e-3  # float32, and up to -20 for an unlikely token
+    fresh = fresh_logprobs(llm.engine.runner.model, trajectory.token_ids, deterministic=deterministic)[marked]
+    if deterministic:
+        assert recorded.tolist() == fresh.tolist()
+    else:
+        assert (recorded - fresh).abs().max() < 1e-3  # float32, and up to -20 for an unlikely token
     return [segment.finish_reason for segment in trajectory.segments]
 
 
@@ -168,6 +186,34 @@ def test_random_weights(llm, tmp_path, monkeypatch, dialect):
     with serve(llm, record=tmp_path) as url:
         dialect(url, max_tokens=40, temperature=0.8)
     check_exact(llm, spy, tmp_path)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_deterministic_replies_are_the_trainers_to_the_bit(llm, tmp_path, monkeypatch, dialect):
+    spy = Spy(llm.engine, monkeypatch)
+    with serve(llm, record=tmp_path) as url:
+        dialect(url, max_tokens=40, temperature=0.8, deterministic=True)
+    check_exact(llm, spy, tmp_path, deterministic=True)
+
+
+def test_weights_that_change_within_a_reply(llm, tmp_path):
+    model = llm.engine.runner.model
+    old = copy.deepcopy(model)
+    torch.manual_seed(1)
+    new = Transformer(model.config)
+    body = {"model": "m", "messages": [{"role": "user", "content": TASK}], "max_tokens": 400, "stream": True}
+    with serve(llm, record=tmp_path) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+        for place, _ in enumerate(client.chat.completions.create(**body, extra_body={"ignore_eos": True})):
+            if place == 5:
+                llm.engine.update_weights(new.state_dict(), running="continue")
+    (trajectory,) = next(iter(read_rollouts(tmp_path))).trajectories
+    (segment,) = trajectory.segments
+    ((changed_at, version),) = segment.weights_updates
+    assert trajectory.weights_versions == (0, 1) == (segment.weights_version, version)
+    assert segment.start < changed_at < segment.stop
+    for weights, span in ((old, slice(segment.start, changed_at)), (new, slice(changed_at, segment.stop))):
+        fresh = torch.cat([torch.zeros(1), fresh_logprobs(weights, trajectory.token_ids)])[span]
+        assert (torch.tensor(trajectory.logprobs)[span] - fresh).abs().max() < 1e-3
 
 
 # The others take as long, and differ from the first in nothing that random weights don't show.
