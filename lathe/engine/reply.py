@@ -21,9 +21,9 @@ from lathe.types import Completion, FinishReason, Message, SamplingParams, Token
 class Chunk:
     """A piece of one reply. `index` says which of `n`; `completion` comes with the last piece only.
 
-    `num_cached_tokens` and `prompt_logprobs` are the completion's, and known from the first piece on; but some
-    engines that are asked over HTTP say only at the end how much was cached. `weights_version` is that of the
-    weights that drew this piece. `is_exact` is the reply's so far.
+    `num_cached_tokens` and `prompt_logprobs` are the completion's, and known from the first piece on; but
+    some engines that are asked over HTTP say only at the end how much was cached. `weights_version` is that
+    of the weights that drew this piece. `is_exact` is the reply's so far.
     """
 
     index: int
