@@ -112,7 +112,7 @@ def read_tools(request: ResponsesRequest) -> tuple[Tool, ...]:
     tools = tuple(read_tool(tool, f"tools.{i}") for i, tool in given if tool.type == "function")
     choice = request.tool_choice
     if isinstance(choice, ToolChoice) and choice.type == "allowed_tools":
-        allowed = {tool.get("name") for tool in choice.tools or ()}
+        allowed = {tool.name for tool in choice.tools or ()}
         return tuple(tool for tool in tools if tool.name in allowed)
     return tools
 

@@ -55,11 +55,15 @@ class FunctionTool(Echoed):
     strict: bool | None = Field(None, description="where calls are imposed: all of parameters, or a 400")
 
 
+class AllowedTool(Echoed):
+    name: str | None = None
+
+
 class ToolChoice(Echoed):
     type: Literal["function", "allowed_tools"]
     name: str | None = Field(None, description="of the function to call")
     mode: Literal["auto", "required"] | None = Field(None, description="of allowed_tools")
-    tools: list[dict[str, Any]] | None = None
+    tools: list[AllowedTool] | None = None
 
 
 class TextFormat(Echoed):
