@@ -19,7 +19,8 @@ from lathe.server.recorder import Recorder
 from lathe.server.service import Service
 from lathe.server.wire import ErrorReply
 
-MAX_BODY_BYTES = 64 * 2**20
+# As at Anthropic. Four times the text of a million tokens; what is longer would only be encoded and refused.
+MAX_BODY_BYTES = 32 * 2**20
 
 
 def create_app(

@@ -11,12 +11,15 @@ from pydantic import BaseModel, Field
 from lathe.engine.llm import LLM
 from lathe.server.chat import read_trajectory
 from lathe.server.chat_schema import ChatRequest, RequestMessage, RequestTool
-from lathe.server.errors import BadRequest, json_response
+from lathe.server.errors import BadRequest, encode_json, json_response
 from lathe.server.sampling import TokenId
 from lathe.server.service import Service, check_token_ids
 from lathe.server.streaming import refusals
 from lathe.server.wire import Wire
 from lathe.text.tokenizer import Tokenizer
+
+# Tokens that are written as JSON at once.
+SLICE = 10_000
 
 
 class TokenizeRequest(Wire):
@@ -68,10 +71,7 @@ def install(app: FastAPI, service: Service) -> None:
     async def tokenize(body: TokenizeRequest) -> Response:
         """The ids of a text or of a conversation, and how many they are. The model is not asked."""
         ids = await asyncio.to_thread(encode, body, llm)
-        tokens: list[Any] = (
-            [piece_json(llm.tokenizer, token_id) for token_id in ids] if body.with_pieces else ids
-        )
-        return json_response({"tokens": tokens, "count": len(ids), "max_model_len": llm.max_context})
+        return await asyncio.to_thread(tokenized, ids, body.with_pieces is True, llm)
 
     @app.post("/detokenize", response_model=Detokenized, responses=refusals())
     async def detokenize(body: DetokenizeRequest) -> Response:
@@ -108,6 +108,18 @@ def encode(request: TokenizeRequest, llm: LLM) -> list[int]:
         add_generation_prompt=request.add_generation_prompt is not False,
         **trajectory.template_kwargs,
     )
+
+
+def tokenized(ids: list[int], with_pieces: bool, llm: LLM) -> Response:
+    """The reply, written slice by slice: the JSON encoder lets no other thread run, and millions of pieces
+    take it seconds."""
+    slices = []
+    for start in range(0, len(ids), SLICE):
+        some = ids[start : start + SLICE]
+        pieces = [piece_json(llm.tokenizer, token_id) for token_id in some] if with_pieces else some
+        slices.append(encode_json(pieces)[1:-1])
+    rest = encode_json({"count": len(ids), "max_model_len": llm.max_context})[1:-1]
+    return Response(b'{"tokens":[' + b",".join(slices) + b"]," + rest + b"}", media_type="application/json")
 
 
 def piece_json(tokenizer: Tokenizer, token_id: int) -> dict[str, Any]:
