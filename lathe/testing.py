@@ -74,6 +74,9 @@ class ScriptedEngine:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
+    def check(self, sampling: SamplingParams) -> None:
+        """A script is spoken as it is written, whatever was asked for."""
+
     def submit(
         self,
         prompt_token_ids: tuple[int, ...],

@@ -112,6 +112,10 @@ class Engine:
         # A script may end without closing; a thread inside PyTorch must not outlive the interpreter.
         atexit.register(self.close)
 
+    def check(self, sampling: SamplingParams) -> None:
+        """Raises InvalidRequest for what `submit` would refuse, whatever the prompt."""
+        check_sampling(sampling)
+
     def submit(
         self,
         prompt_token_ids: tuple[int, ...],

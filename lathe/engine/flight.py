@@ -27,6 +27,7 @@ class TokenSource(Protocol):
     vocab_size: int
     eos_token_ids: frozenset[int]
 
+    def check(self, sampling: SamplingParams) -> None: ...
     def submit(
         self,
         prompt_token_ids: tuple[int, ...],

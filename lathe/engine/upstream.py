@@ -142,6 +142,11 @@ class UpstreamEngine:
     def is_exact(self) -> bool:
         return self.form.is_exact
 
+    def check(self, sampling: SamplingParams) -> None:
+        """Raises InvalidRequest for what the upstream can't do, naming it."""
+        check_sampling(sampling)
+        self.form.check(sampling)
+
     def submit(
         self,
         prompt_token_ids: tuple[int, ...],
@@ -153,8 +158,7 @@ class UpstreamEngine:
 
         `report` is called on the engine's thread and must not block; a reply's last report says why it ended.
         """
-        check_sampling(sampling)
-        self.form.check(sampling)
+        self.check(sampling)
         if len(prompt_token_ids) >= self.max_context:
             raise PromptTooLong(len(prompt_token_ids), self.max_context)
         if not prompt_token_ids:

@@ -84,6 +84,7 @@ class ResponseFormat(Wire):
 
 class StreamOptions(Wire):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(None, description="usage so far in each piece; completions")
 
 
 class ChatRequest(SamplingFields):

@@ -26,13 +26,13 @@ from lathe.server.completions_schema import (
 from lathe.server.errors import BadRequest, describe_late
 from lathe.server.logprobs import legacy_logprobs
 from lathe.server.sampling import read_sampling
-from lathe.server.service import Service, Turn, num_sampled
+from lathe.server.service import Service, Turn
 from lathe.server.sessions import session_of
 from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
 from lathe.text import fim
 from lathe.text.fim import FimPrompt
 from lathe.text.tokenizer import StreamDecoder, Tokenizer
-from lathe.types import Completion, SamplingParams
+from lathe.types import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class CompletionReply:
     return_token_ids: bool
     tokens_as_ids: bool
     include_usage: bool
+    usage_so_far: bool
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
 
     @property
@@ -98,6 +99,7 @@ async def read(request: CompletionRequest, service: Service, session: str | None
         return_token_ids=bool(request.return_token_ids),
         tokens_as_ids=bool(request.return_tokens_as_token_ids),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        usage_so_far=bool(request.stream_options and request.stream_options.continuous_usage_stats),
     )
 
 
@@ -234,41 +236,50 @@ def join(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
+@dataclass(frozen=True)
+class Count:
+    """The tokens of one reply so far, and how much of its prompt was cached."""
+
+    num_tokens: int = 0
+    num_cached_tokens: int = 0
+
+
 async def stream_pieces(
-    reply: CompletionReply, service: Service, completions: dict[int, Completion]
+    reply: CompletionReply, service: Service, counts: dict[int, Count]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The pieces of all choices as they come. Fills `completions`, by choice."""
+    """The pieces of all choices as they come. Keeps `counts`, by choice."""
     num_choices = len(reply.turns) * reply.n
     choices = [Choice(reply, index, service.llm.tokenizer) for index in range(num_choices)]
     async with aclosing(service.stream_together(reply.turns)) as chunks:
         async for place, chunk in chunks:
             choice = choices[place * reply.n + chunk.index]
-            if chunk.completion is not None:
-                completions[choice.index] = chunk.completion
+            num_before = counts.get(choice.index, Count()).num_tokens
+            counts[choice.index] = Count(num_before + len(chunk.logprobs), chunk.num_cached_tokens)
             if (piece := choice.piece(chunk)) is not None:
                 yield piece
 
 
 async def whole_reply(reply: CompletionReply, service: Service) -> dict[str, Any]:
     """The text_completion object. Cancelling it closes the engine's streams."""
-    completions: dict[int, Completion] = {}
+    counts: dict[int, Count] = {}
     pieces: dict[int, list[dict[str, Any]]] = {}
-    async with aclosing(stream_pieces(reply, service, completions)) as stream:
+    async with aclosing(stream_pieces(reply, service, counts)) as stream:
         async for piece in stream:
             pieces.setdefault(piece["index"], []).append(piece)
     choices = [join(pieces[index]) for index in sorted(pieces)]
-    return {**envelope(reply), "choices": choices, "usage": usage(reply, completions)}
+    return {**envelope(reply), "choices": choices, "usage": usage(reply, counts)}
 
 
 async def stream_reply(reply: CompletionReply, service: Service) -> AsyncGenerator[bytes, None]:
     """Server-sent events: pieces of choices, perhaps the usage, [DONE]. An error ends the stream."""
-    completions: dict[int, Completion] = {}
+    counts: dict[int, Count] = {}
     try:
-        async with aclosing(stream_pieces(reply, service, completions)) as stream:
+        async with aclosing(stream_pieces(reply, service, counts)) as stream:
             async for piece in stream:
-                yield sse({**envelope(reply), "choices": [piece]})
+                so_far = {"usage": usage(reply, counts)} if reply.usage_so_far else {}
+                yield sse({**envelope(reply), "choices": [piece], **so_far})
         if reply.include_usage:
-            yield sse({**envelope(reply), "choices": [], "usage": usage(reply, completions)})
+            yield sse({**envelope(reply), "choices": [], "usage": usage(reply, counts)})
         yield DONE
     except Exception as error:
         yield sse(describe_late(error))
@@ -283,11 +294,11 @@ def envelope(reply: CompletionReply) -> dict[str, Any]:
     }
 
 
-def usage(reply: CompletionReply, completions: Mapping[int, Completion]) -> dict[str, Any]:
+def usage(reply: CompletionReply, counts: Mapping[int, Count]) -> dict[str, Any]:
     """Each prompt is counted once, however many replies it got."""
     num_prompt = sum(len(turn.prompt_token_ids) for turn in reply.turns)
-    count = num_sampled(list(completions.values()))
-    firsts = [completions[place * reply.n] for place in range(len(reply.turns))]
+    count = sum(choice.num_tokens for choice in counts.values())
+    firsts = [counts.get(place * reply.n, Count()) for place in range(len(reply.turns))]
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": count,

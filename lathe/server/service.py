@@ -93,12 +93,13 @@ class Service:
     async def prepare(
         self, dialect: str, trajectory: Trajectory, sampling: SamplingParams, *, session: str | None = None
     ) -> Turn:
-        """The turn of a conversation. Raises TemplateError, PromptTooLong or GrammarError.
+        """The turn of a conversation. Raises TemplateError, InvalidRequest or GrammarError.
 
-        All that can be wrong with a prompt is found here, while a status can still say so. In a thread:
+        All that can be wrong with a request is found here, while a status can still say so. In a thread:
         200,000 tokens take a second to encode, and other clients' events would wait.
         """
         self._refuse_while_draining()
+        self.llm.engine.check(sampling)
         started = time.monotonic()
         if self.recorder is None:
             prompt = await asyncio.to_thread(self.llm.encode, trajectory)
@@ -127,6 +128,7 @@ class Service:
         the engine would refuse: a stream's status line has left by then."""
         self._refuse_while_draining()
         llm = self.llm
+        llm.engine.check(sampling)
         if not prompt:
             raise BadRequest(f"{param} is empty: there is no token to continue from.", param=param)
         if len(prompt) >= llm.max_context:

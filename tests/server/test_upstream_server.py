@@ -71,6 +71,8 @@ def test_a_second_turn_is_recorded_token_for_token(folder, tmp_path):
             second = client.messages.create(model="m", max_tokens=500, messages=talk, tools=tools)
         assert second.content[0].text == "It prints 1."
         assert second.usage.cache_read_input_tokens > 100
+        metrics = httpx.get(f"{front}/metrics").text
+        assert f"cached_prompt_tokens_total {second.usage.cache_read_input_tokens}.0" in metrics
     (rollout,) = read_rollouts(tmp_path)
     (trajectory,) = rollout.trajectories
     _probe, one, two = upstream.engine.prompts
@@ -120,9 +122,14 @@ def test_what_the_upstream_can_not_do_is_a_400(folder):
     with (
         serve(ScriptedModel()) as url,
         client_of(open_upstream(folder, url)) as client,
-        pytest.raises(openai.BadRequestError, match="prompt_logprobs"),
     ):
-        client.completions.create(model="m", prompt="x", echo=True, logprobs=1)
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match="prompt_logprobs"):
+                client.completions.create(model="m", prompt="x", echo=True, logprobs=1, stream=stream)
+            with pytest.raises(openai.BadRequestError, match="response_format"):
+                client.chat.completions.create(
+                    model="m", messages=HI, response_format={"type": "json_object"}, stream=stream
+                )
 
 
 def test_the_command_line(folder, monkeypatch):
