@@ -1,137 +1,46 @@
 """The coding agents: where each comes from, how it finds a server, and how its model calls its tools."""
 
-import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
-from typing import Literal
+
+from agent import GREET, NOTES, TASK, THANKS, WINDOW, Agent, Line, conversation, shell
 
 from lathe.types import ToolCall
 
-INSTALLED = Path(__file__).parents[2] / ".clients"
-NODE = "node@22.23.3"  # some need 22, and where Node is older, npm quietly gives them an old release
-NODE_FOLDER = INSTALLED / "node/node_modules/node/bin"
 
-TASK = "Write greet.py and notes.txt, then look at greet.py."
-THANKS = "Thank you."
-GREET = 'print("Grüße, 世界 🎈", "<b>&amp;</b>")\n'
-NOTES = 'A note.\n\n\tIndented, "quoted", $HOME and `code`.\n{"not": "a call\\n"}\n'
-
-WINDOW = 262_144
-
-
-@dataclass(frozen=True)
-class Line:
-    """One reply of the model. The words tell it apart from the other lines; calls or edits come behind."""
-
-    words: str
-    calls: tuple[ToolCall, ...] = ()
-    edits: str = ""
-
-
-@dataclass(frozen=True)
-class Agent:
-    """`installer` brings `packages`, the agent itself first; None: the development environment has it.
-
-    `mark` stands in every prompt of the conversation and in no other: agents also ask for titles, summaries
-    and memories. `commands` are given the server's URL and run one after the other; `environment` and
-    `settings` (files in the agent's home, by path) are given it too. `lines` are given the folder.
-    """
-
-    name: str
-    installer: Literal["npm", "pip"] | None
-    packages: tuple[str, ...]
-    mark: str
-    lines: Callable[[Path], list[Line]]
-    commands: Callable[[str], list[list[str]]]
-    environment: Callable[[str], Mapping[str, str]] = lambda url: {}
-    settings: Callable[[str], Mapping[str, str]] = lambda url: {}
-    num_trajectories: int = 1  # of the conversation, when it is recorded
-    cached_share: float = 0.99  # of the conversation so far, at each prompt after the first
-
-    @property
-    def executable(self) -> Path:
-        if self.installer is None:
-            return Path(sys.executable)
-        folder = "node_modules/.bin" if self.installer == "npm" else "bin"
-        return INSTALLED / self.name / folder / self.name
-
-    @property
-    def why_not(self) -> str | None:
-        """Why it can't be run here; install.py leaves a note when it fails."""
-        if self.executable.exists():
-            return None
-        note = INSTALLED / self.name / "why-not.txt"
-        how = f"make test-clients CLIENTS={self.name}"
-        return note.read_text() if note.exists() else f"{self.name} is not installed: {how}"
-
-    @property
-    def version(self) -> str:
-        if self.installer is None:
-            return importlib.metadata.version(self.packages[0])
-        return self.packages[0].replace("==", "@").rpartition("@")[2]
-
-
-def conversation(
-    write: Callable[[str, str], ToolCall],
-    read: Callable[[str], ToolCall],
-    *,
-    end: tuple[ToolCall, ...] = (),
-    goes_on: bool = True,
-) -> Callable[[Path], list[Line]]:
-    """Two calls at once, one more, and the last words (with a call that ends the run, for agents that want
-    one). Where the conversation goes on, somebody says thanks.
-    """
-    return lambda folder: [
-        Line(
-            "I write both files now.",
-            (write(f"{folder}/greet.py", GREET), write(f"{folder}/notes.txt", NOTES)),
+def qwen(dialect: str, auth_type: str, environment: Callable[[str], Mapping[str, str]]) -> Agent:
+    """Qwen Code, which speaks all three dialects."""
+    options = ["--auth-type", auth_type, "--approval-mode", "yolo"]
+    return Agent(
+        name=f"qwen-{dialect}",
+        program="qwen",
+        installer="npm",
+        packages=("@qwen-code/qwen-code@0.24.4",),
+        mark="You are Qwen Code, a non-interactive CLI agent",
+        lines=conversation(
+            lambda path, text: ToolCall("write_file", {"file_path": path, "content": text}),
+            lambda path: ToolCall("read_file", {"file_path": path}),
         ),
-        Line("I look at the first.", (read(f"{folder}/greet.py"),)),
-        Line("Both files are as you wanted.", end),
-        *([Line("You are welcome.")] if goes_on else []),
-    ]
-
-
-def shell(
-    call: Callable[[str], ToolCall], *, end: tuple[str, ...] = (), goes_on: bool = True
-) -> Callable[[Path], list[Line]]:
-    """The conversation of an agent that does everything in a shell."""
-    return conversation(
-        lambda path, text: call(f"cat > {quote(path)} <<'END'\n{text}END"),
-        lambda path: call(f"cat {quote(path)}"),
-        end=tuple(call(command) for command in end),
-        goes_on=goes_on,
+        commands=lambda url: [["qwen", TASK, *options], ["qwen", "--continue", THANKS, *options]],
+        environment=environment,
+        num_trajectories=2,
+        cached_share=0.9,  # --continue lists the folder anew, which has two more files now
     )
 
 
-QWEN = Agent(
-    name="qwen",
-    installer="npm",
-    packages=("@qwen-code/qwen-code@0.24.4",),
-    mark="You are Qwen Code, a non-interactive CLI agent",
-    lines=conversation(
-        lambda path, text: ToolCall("write_file", {"file_path": path, "content": text}),
-        lambda path: ToolCall("read_file", {"file_path": path}),
-    ),
-    commands=lambda url: [
-        ["qwen", TASK, "--approval-mode", "yolo"],
-        ["qwen", "--continue", THANKS, "--approval-mode", "yolo"],
-    ],
-    environment=lambda url: {
-        "OPENAI_BASE_URL": f"{url}/v1",
-        "OPENAI_API_KEY": "none",
-        "OPENAI_MODEL": "qwen3-coder",
-    },
-    num_trajectories=2,
-    cached_share=0.9,  # --continue lists the folder anew, which has two more files now
-)
+def openai_variables(url: str) -> dict[str, str]:
+    return {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "qwen3-coder"}
+
+
+def anthropic_variables(url: str) -> dict[str, str]:
+    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "none", "ANTHROPIC_MODEL": "qwen3-coder"}
+
 
 OPENCODE = Agent(
     name="opencode",
+    program="opencode",
     installer="npm",
     packages=("opencode-ai@1.18.33",),
     mark="You are opencode, an interactive CLI tool",
@@ -169,8 +78,9 @@ OPENCODE = Agent(
 
 PI = Agent(
     name="pi",
+    program="pi",
     installer="npm",
-    packages=("@earendil-works/pi-coding-agent@0.87.1",),
+    packages=("@earendil-works/pi-coding-agent@0.87.1",),  # later ones need packages that npm did not find
     mark="operating inside pi, a coding agent harness",
     lines=conversation(
         lambda path, text: ToolCall("write", {"path": path, "content": text}),
@@ -199,6 +109,7 @@ PI = Agent(
 
 CLAUDE = Agent(
     name="claude",
+    program="claude",
     installer="npm",
     packages=("@anthropic-ai/claude-code@2.1.330",),
     mark="Claude Code",
@@ -228,6 +139,7 @@ CODEX_OPTIONS = [
 
 CODEX = Agent(
     name="codex",
+    program="codex",
     installer="npm",
     packages=("@openai/codex@0.169.0",),
     mark="Codex",
@@ -254,6 +166,7 @@ wire_api = "responses"
 
 CLINE = Agent(
     name="cline",
+    program="cline",
     installer="npm",
     packages=("cline@3.0.65",),
     mark="Cline",
@@ -266,6 +179,7 @@ CLINE = Agent(
 
 MINI = Agent(
     name="mini",
+    program="mini",
     installer="pip",
     packages=("mini-swe-agent==2.4.6", "mcp"),  # its litellm imports mcp without saying so
     mark="You are a helpful assistant that can interact with a computer.",
@@ -308,6 +222,7 @@ def edit(path: str, before: str, after: str) -> str:
 
 AIDER = Agent(
     name="aider",
+    program="aider",
     installer="pip",
     packages=("aider-chat==0.86.2",),
     mark="SEARCH/REPLACE",
@@ -340,6 +255,7 @@ def sdk_agent(package: str, dialect: str) -> Agent:
     """A coding agent of a few lines over an official Python client (sdk_agent.py)."""
     return Agent(
         name=f"{package}-{dialect}",
+        program="python",
         installer=None,
         packages=(package,),
         mark="You write files.",
@@ -349,7 +265,7 @@ def sdk_agent(package: str, dialect: str) -> Agent:
         ),
         commands=lambda url: [
             [
-                f"{package}-{dialect}",
+                "python",
                 str(Path(__file__).with_name("sdk_agent.py")),
                 dialect,
                 url,
@@ -363,7 +279,10 @@ def sdk_agent(package: str, dialect: str) -> Agent:
 AGENTS = [
     sdk_agent("openai", "chat"),
     sdk_agent("openai", "responses"),
-    QWEN,
+    sdk_agent("anthropic", "messages"),
+    qwen("chat", "openai", openai_variables),
+    qwen("messages", "anthropic", anthropic_variables),
+    qwen("responses", "openai-responses", openai_variables),
     MINI,
     OPENCODE,
     PI,

@@ -8,15 +8,17 @@ import subprocess
 import sys
 from shutil import which
 
-from agents import AGENTS, INSTALLED, NODE, NODE_FOLDER
+from agent import INSTALLED, NODE, NODE_FOLDER
+from agents import AGENTS
 
 LIMIT_S = 900
 
 
 def main(names: list[str]) -> int:
     """0 when all that were asked for by name are there."""
-    wanted = [agent for agent in AGENTS if agent.installer and (agent.name in names or names == ["all"])]
-    unknown = set(names) - {agent.name for agent in wanted} - {"all"}
+    agents = {agent.program: agent for agent in AGENTS if agent.installer}
+    wanted = [agent for agent in agents.values() if agent.program in names or names == ["all"]]
+    unknown = set(names) - agents.keys() - {"all"}
     if unknown:
         print(f"There is no client {', '.join(sorted(unknown))} in tests/clients/agents.py.")
         return 1
@@ -24,7 +26,7 @@ def main(names: list[str]) -> int:
     if any(agent.installer == "npm" for agent in wanted):
         failed += install("node", "npm", (NODE,))
     for agent in wanted:
-        failed += install(agent.name, agent.installer, agent.packages)
+        failed += install(agent.program, agent.installer, agent.packages)
     return 1 if failed and names != ["all"] else 0
 
 

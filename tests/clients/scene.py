@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from agents import NODE_FOLDER, WINDOW, Agent, Line
+from agent import NODE_FOLDER, WINDOW, Agent, Line
 from serving import serve_app
 
 from lathe.server.app import create_app
@@ -84,7 +84,7 @@ def play(
                 (home / path).parent.mkdir(parents=True, exist_ok=True)
                 (home / path).write_text(text, encoding="utf-8")
             for name, *arguments in agent.commands(url):
-                command = [str(agent.executable) if name == agent.name else name, *arguments]
+                command = [str(agent.executable) if name == agent.program else name, *arguments]
                 run(scene, command, folder, bare_environment(home) | agent.environment(url), timeout_s)
     finally:
         model.close()

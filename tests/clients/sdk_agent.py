@@ -72,10 +72,35 @@ def responses(url: str, tasks: list[str]) -> None:
                 items.append({"type": "function_call_output", "call_id": call.call_id, "output": result})
 
 
+def messages(url: str, tasks: list[str]) -> None:
+    """Anthropic's messages, streamed: the reply's blocks go back as they came."""
+    from anthropic import Anthropic
+
+    client = Anthropic(base_url=url, api_key="none", max_retries=0)
+    tools = [{"name": n, "input_schema": p} for n, p in TOOLS.items()]
+    turns = []
+    for task in tasks:
+        turns.append({"role": "user", "content": task})
+        while turns[-1]["role"] == "user":
+            request = dict(model="m", system=SYSTEM, messages=turns, tools=tools, max_tokens=1000)
+            with client.messages.stream(**request) as stream:
+                reply = stream.get_final_message()
+            usage = reply.usage
+            text = "".join(block.text for block in reply.content if block.type == "text")
+            say(text, usage.input_tokens + usage.cache_read_input_tokens, usage.cache_read_input_tokens)
+            turns.append({"role": "assistant", "content": [block.to_dict() for block in reply.content]})
+            results = [
+                {"type": "tool_result", "tool_use_id": block.id, "content": use(block.name, block.input)}
+                for block in reply.content
+                if block.type == "tool_use"
+            ]
+            turns += [{"role": "user", "content": results}] if results else []
+
+
 def say(text: str, num_tokens: int, num_cached: int) -> None:
     print(f"{text}\nprompt {num_tokens} ({num_cached} cached)")
 
 
 if __name__ == "__main__":
     dialect, url, *tasks = sys.argv[1:]
-    {"chat": chat, "responses": responses}[dialect](url, tasks)
+    {"chat": chat, "responses": responses, "messages": messages}[dialect](url, tasks)

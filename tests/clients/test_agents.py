@@ -1,7 +1,8 @@
 """Real coding agents do a whole task against the real server: what they write is what the model said."""
 
 import pytest
-from agents import AGENTS, GREET, NOTES, Agent
+from agent import GREET, NOTES, Agent
+from agents import AGENTS
 from scene import Scene, play, spoken
 
 from lathe.jsonl import read_rollouts

@@ -2,7 +2,8 @@
 
 import psutil
 import pytest
-from agents import AGENTS, Agent, Line
+from agent import Agent, Line
+from agents import AGENTS
 from scene import Scene, bare_environment, play, run
 
 ASK = """
@@ -45,13 +46,14 @@ def test_what_a_process_leaves_running_is_ended_and_counted(home):
 def test_other_requests_get_a_title_and_the_conversation_its_next_line(home, qwen):
     agent = Agent(
         name="asks",
+        program="python",
         installer=None,
         packages=("openai",),
         mark="task",
         lines=lambda folder: [Line("First."), Line("Second.")],
         commands=lambda url: [
             [
-                "asks",
+                "python",
                 "-c",
                 ASK,
                 f"{url}/v1/chat/completions",
