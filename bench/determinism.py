@@ -1,6 +1,6 @@
 """How often a deterministic reply differs: the same requests among many others, in several settings.
 
-    python bench/determinism.py --requests 40
+    python bench/determinism.py --requests 10
 
 Each request of a fixed set is asked alone, and then in crowds of others with every setting below; ids and
 log-probabilities are compared bit for bit. SmolLM2's real weights, and a Qwen3-MoE with random ones.
@@ -30,12 +30,12 @@ SETTINGS = {
 
 
 def requests(tokenizer, count: int) -> list[tuple[list[int], SamplingParams]]:
-    """Prompts of 20 to 700 tokens of code, some of which share their beginning; greedy and seeded."""
+    """Prompts of 20 to 300 tokens of code, some of which share their beginning; greedy and seeded."""
     source = "\n".join(path.read_text() for path in sorted(Path("lathe/engine").glob("*.py")))
     ids = tokenizer.encode(source)
     rng, found = random.Random(0), []
     for number in range(count):
-        start, length = rng.choice([0, 0, 1000, 5000]), rng.randint(20, 700)
+        start, length = rng.choice([0, 0, 1000, 5000]), rng.randint(20, 300)
         sampling = (
             SamplingParams(temperature=0.0) if number % 2 else SamplingParams(temperature=0.8, seed=number)
         )
@@ -44,7 +44,7 @@ def requests(tokenizer, count: int) -> list[tuple[list[int], SamplingParams]]:
 
 
 def ask(llm: LLM, prompt: list[int], sampling: SamplingParams) -> tuple:
-    options = replace(sampling, max_tokens=24, deterministic=True, logprobs=0)
+    options = replace(sampling, max_tokens=16, deterministic=True, logprobs=0)
     reply = llm.generate(prompt, options)
     return reply.token_ids, tuple(entry.logprob for entry in reply.logprobs)
 
@@ -61,7 +61,7 @@ def crowd(llm: LLM, asked: list, seed: int) -> list[tuple]:
 
     def noise(number: int) -> None:
         rng = random.Random(number)
-        for _ in range(6):
+        for _ in range(3):
             prompt = [rng.randrange(300) for _ in range(rng.randint(5, 200))]
             llm.generate(prompt, SamplingParams(max_tokens=rng.randint(1, 30), seed=number))
 
@@ -96,7 +96,7 @@ def moe(tokenizer) -> Transformer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--requests", type=int, default=10)
     options = parser.parse_args()
     smollm2 = LLM("smollm2", engine_config=EngineConfig(kv_memory_bytes=2**20 * 64, max_context=1024))
     tokenizer, weights = smollm2.tokenizer, smollm2.engine.runner.model
