@@ -109,8 +109,8 @@ class Scheduler:
         """The cache holds that many more of the sequence's tokens; what fills a page can be found again."""
         num_full = sequence.num_computed // PAGE_SIZE
         sequence.num_computed += num_tokens
-        if self.prefix_cache:
-            last = sequence.num_computed // PAGE_SIZE
+        last = sequence.num_computed // PAGE_SIZE
+        if self.prefix_cache and last > num_full:
             for page, key in zip(sequence.pages[num_full:last], sequence.keys(last)[num_full:], strict=True):
                 self.pool.keep(page, key)
 
