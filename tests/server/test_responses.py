@@ -2,14 +2,13 @@
 
 import json
 import threading
-import time
 
 import httpx
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
-from serving import client_of, serve
+from serving import client_of, serve, wait_until
 
 from lathe.engine.llm import Chunk
 from lathe.server.responses import response_json
@@ -398,11 +397,8 @@ def test_a_client_that_leaves_ends_its_reply(stream):
         if stream:
             with http.stream("POST", "/v1/responses", json={**ASK, "stream": True}) as response:
                 next(response.iter_lines())
-                assert model.engine.num_open == 1
+                assert wait_until(lambda: model.engine.num_open == 1)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.post("/v1/responses", json=ASK, timeout=0.3)
-        deadline = time.monotonic() + 5
-        while model.engine.num_open and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert model.engine.num_open == 0
+        assert wait_until(lambda: model.engine.num_open == 0)
