@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LatheError(Exception):
     """Every error that Lathe raises on purpose."""
@@ -50,6 +52,34 @@ class PromptTooLong(InvalidRequest):
 
 class UpstreamError(LatheError):
     """The engine that is asked over HTTP failed, or said what can't be understood."""
+
+
+class SandboxError(LatheError):
+    """Something went wrong in or with a sandbox. Its four kinds must never be mistaken for one another."""
+
+
+class CommandFailed(SandboxError):
+    """A command ended with another exit code than 0. `result` is its types.ExecResult."""
+
+    def __init__(self, message: str, result: Any):
+        super().__init__(message)
+        self.result = result
+
+
+class CommandTimedOut(SandboxError):
+    """A command was killed at its time limit. `result` holds what it had written by then."""
+
+    def __init__(self, message: str, result: Any):
+        super().__init__(message)
+        self.result = result
+
+
+class SandboxGone(SandboxError):
+    """The sandbox is closed, has outlived its lifetime, or its first process was killed."""
+
+
+class InfrastructureError(SandboxError):
+    """The machine failed, not what ran in the sandbox: no verdict can follow from it."""
 
 
 class MissingExtra(LatheError):

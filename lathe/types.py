@@ -1,4 +1,4 @@
-"""The nouns that every room shares, and the protocol between the agent's floor and the model's.
+"""The nouns that every room shares, and the protocols between the agent's floor and what it works with.
 
 Plain frozen data, standard library only. Who makes what:
 a client's JSON or an agent's turn becomes a `Trajectory`; a `Model` answers it with a `Completion`;
@@ -9,9 +9,12 @@ what it earned, is a `Rollout`; as a line of JSON it is read and written by `jso
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from lathe.errors import CommandFailed, CommandTimedOut
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
@@ -230,20 +233,88 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a sandbox may use. None: as much as the machine lets it.
+
+    `memory_bytes` bounds all of its processes together where cgroups are writable, else each by itself.
+    `num_processes` counts threads. `disk_bytes` and `num_files` bound what it writes.
+    `idle_s` and `lifetime_s` end a sandbox that nobody uses, or that has been used for so long.
+    """
+
+    memory_bytes: int | None = 2 << 30
+    num_processes: int | None = 256
+    disk_bytes: int | None = 1 << 30
+    num_files: int | None = 100_000
+    file_bytes: int | None = 512 << 20
+    cpu_s: float | None = None
+    num_cpus: float | None = None
+    idle_s: float | None = None
+    lifetime_s: float | None = None
+
+
+@dataclass(frozen=True)
+class HiddenTests:
+    """How a task is judged: files that are laid over the attempt, and a command that reports on each test.
+
+    `files` (path to text) are hidden from the agent. `command` runs in the workdir and says what became
+    of each test in the way that `report` names: pytest's own report; "python", a file of `files` whose one
+    test passes when it runs to its end; "lines" such as `PASS name` and `FAIL name`; "tap".
+    `must_pass` are the tests that decide; empty means all that the reference run would report.
+    `cases` are inputs and outputs for programs that read and write text ("stdio" reports each).
+    """
+
+    command: tuple[str, ...] = ()
+    report: Literal["pytest", "python", "lines", "tap", "stdio"] = "pytest"
+    files: Mapping[str, str] = field(default_factory=dict)
+    must_pass: tuple[str, ...] = ()
+    cases: tuple[tuple[str, str], ...] = ()
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem with a way to tell whether it was solved. Pure data; `tasks/store.py` keeps them in files.
+
+    The agent sees `prompt`, and in `workdir` what `image` holds there with `files` (path to text) laid over
+    it. `image` is the id of an image (see `sandbox/images.py`), None for this machine's own programs.
+    `setup` are lines that prepare the place before the agent comes; what they do is no part of its patch.
+    `protected` are paths, as patterns, that an attempt can't change: they are put back before it is judged.
+    """
+
+    id: str
+    prompt: str
+    tests: HiddenTests
+    files: Mapping[str, str] = field(default_factory=dict)
+    image: str | None = None
+    workdir: str = "/work"
+    setup: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    language: str | None = None
+    source: str | None = None
+    licence: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What an attempt earned, or why it can't be judged.
 
     Valid with a `reward` and the `evidence` for it (JSON), or invalid with a `reason`: a sandbox that failed
     is no wrong answer, and must never reach a gradient. Raises ValueError unless it is exactly one of them.
+    `suspect` says, in words, which sign of cheating was seen; such an attempt never earns more than 0.
     """
 
     reward: float | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
+    suspect: str | None = None
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.reason is None):
             raise ValueError("a verdict has either a reward (valid) or a reason (invalid)")
+        if self.suspect is not None and (self.reward or 0.0) > 0.0:
+            raise ValueError("a suspect attempt earns nothing")
 
     @property
     def valid(self) -> bool:
@@ -270,9 +341,162 @@ class Rollout:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ExecResult:
+    """What became of one command.
+
+    `exit_code` is the command's own, 128 + n when signal n ended it. Output is decoded from UTF-8, with what
+    isn't replaced; `truncated` says that its middle was left out, where a line in it says how much.
+    A command that failed is a result, not an error, until someone calls `check`.
+    """
+
+    exit_code: int
+    stdout: str = ""
+    stderr: str = ""
+    timed_out: bool = False
+    truncated: bool = False
+    duration_s: float = 0.0
+
+    def check(self) -> ExecResult:
+        """The result itself. Raises CommandTimedOut, or CommandFailed when the exit code is not 0."""
+        if self.timed_out:
+            raise CommandTimedOut(f"the command was killed after {self.duration_s:.1f} s", self)
+        if self.exit_code != 0:
+            last = self.stderr.strip() or self.stdout.strip()
+            raise CommandFailed(f"the command ended with {self.exit_code}: {last[-2000:]}", self)
+        return self
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """An entry of a folder in a sandbox. A link is "link", whatever it points to."""
+
+    path: str
+    kind: Literal["file", "folder", "link", "other"]
+    num_bytes: int
+    mode: int
+
+
+class Process(Protocol):
+    """A command that runs in a sandbox's background, its output kept until it is read."""
+
+    async def wait(self, timeout_s: float | None = None) -> ExecResult:
+        """What became of it, with all of its output. Raises TimeoutError if it still runs; it goes on."""
+        ...
+
+    def output(self) -> tuple[str, str]:
+        """What it has written so far: stdout, stderr."""
+        ...
+
+    async def kill(self) -> None:
+        """End it and all that it started."""
+        ...
+
+
+class Shell(Protocol):
+    """One bash that lives on between commands: its folder, variables and functions stay."""
+
+    async def run(self, line: str, *, timeout_s: float | None = 120.0) -> ExecResult:
+        """One command line. At the limit its processes are killed, and the shell lives on."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Sandbox(Protocol):
+    """A place in which code that a model wrote may run. `lathe.sandbox` has the backends.
+
+    Paths are the sandbox's own; relative ones start at `workdir`. Everything raises SandboxGone when the
+    sandbox is no more, and InfrastructureError when the machine failed.
+    """
+
+    id: str
+    workdir: str
+
+    async def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: str | bytes | None = None,
+        timeout_s: float | None = 120.0,
+        max_output_bytes: int = 1 << 20,
+        on_output: Callable[[Literal["stdout", "stderr"], bytes], None] | None = None,
+    ) -> ExecResult:
+        """Run one command to its end: a program with its arguments, or a line for `/bin/sh`.
+
+        It ends when its first process does, or at the limit: then all that it started is killed, too. Of
+        either output, `max_output_bytes` are kept, head and tail. `on_output` hears all of it as it comes.
+        """
+        ...
+
+    async def start(
+        self,
+        command: str | Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: str | bytes | None = None,
+    ) -> Process:
+        """Run a command in the background, until it ends or the sandbox does."""
+        ...
+
+    async def shell(self, *, cwd: str | None = None, env: Mapping[str, str] | None = None) -> Shell: ...
+
+    async def read(self, path: str, *, max_bytes: int = 16 << 20) -> bytes:
+        """A regular file's content. Raises FileNotFoundError, IsADirectoryError, PermissionError; ValueError
+        for a file that is longer, or no regular one."""
+        ...
+
+    async def write(self, path: str, data: str | bytes, *, mode: int | None = None) -> None:
+        """Put a whole file in place of what is there, with the folders that it needs."""
+        ...
+
+    async def list(self, path: str = ".") -> list[FileInfo]:
+        """The entries of a folder, by name."""
+        ...
+
+    async def upload(self, source: Path, path: str) -> None:
+        """Copy a file or a folder of this machine into the sandbox. Links are copied as links."""
+        ...
+
+    async def download(self, path: str, target: Path) -> None:
+        """Copy a file or a folder out of the sandbox. No link in it can make this touch other files."""
+        ...
+
+    async def snapshot(self) -> str:
+        """Freeze all that was written so far, and go on. The id of an image that sandboxes can start from."""
+        ...
+
+    async def fork(self) -> Sandbox:
+        """Another sandbox with the same files. Processes are not copied."""
+        ...
+
+    async def hibernate(self) -> None:
+        """End its processes and keep its files: it costs no memory, until the next use resumes it."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    async def close(self) -> None:
+        """End it and delete what it wrote. Closing twice is no error."""
+        ...
+
+
 class Model(Protocol):
     """Anything that answers a trajectory: the engine in this process, or a server over HTTP."""
 
-    async def complete(self, trajectory: Trajectory, sampling: SamplingParams | None = None) -> Completion:
-        """One answer. `sampling=None` means the model's own defaults. Raises errors.PromptTooLong."""
+    async def complete(
+        self,
+        trajectory: Trajectory,
+        sampling: SamplingParams | None = None,
+        *,
+        on_event: Callable[[Any], None] | None = None,
+    ) -> Completion:
+        """One answer. `sampling=None` means the model's own defaults. Raises errors.PromptTooLong.
+
+        `on_event` hears the answer as it comes, in the events of `text.tool_calls`: Content, Reasoning,
+        CallStarted, ArgumentText, CallFinished.
+        """
         ...

@@ -8,10 +8,11 @@ import lathe
 HOUSE = Path(lathe.__file__).parent
 
 FLOORS = [
-    {"types", "errors"},
+    {"errors"},
+    {"types"},
     {"jsonl", "config", "log"},
-    {"text", "model", "kernels", "sandbox", "client"},
-    {"engine", "agent", "tasks", "data"},
+    {"text", "model", "kernels", "sandbox"},
+    {"engine", "client", "agent", "tasks", "data"},
     {"rollout", "server", "terminal", "auto", "testing"},
     {"synth", "train", "evals"},
     {"improve", "cli"},

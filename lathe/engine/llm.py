@@ -161,11 +161,20 @@ class LLM:
 
     # The protocol of a Model
 
-    async def complete(self, trajectory: Trajectory, sampling: SamplingParams | None = None) -> Completion:
-        """One answer to a conversation."""
+    async def complete(
+        self,
+        trajectory: Trajectory,
+        sampling: SamplingParams | None = None,
+        *,
+        on_event: Callable[[Any], None] | None = None,
+    ) -> Completion:
+        """One answer to a conversation. `on_event` hears its events as they come (see `types.Model`)."""
         completion = None
         async for chunk in self.stream(trajectory, replace(sampling or self.default_sampling, n=1)):
             completion = chunk.completion
+            if on_event is not None:
+                for event in chunk.events:
+                    on_event(event)
         assert completion is not None, "a stream ends with its completion"
         return completion
 

@@ -1,0 +1,1 @@
+"""Places in which code that a model wrote may run: isolation, files, limits, snapshots, pools of them."""
