@@ -130,7 +130,8 @@ class Completion:
     `stop_string` is the one of `SamplingParams.stop` that ended the reply, None when something else did.
     `num_reasoning_tokens` of the reply's tokens are its thought and the thought's tags.
     `is_exact` is False where ids or log-probabilities are not those that were sampled: another engine gave
-    the text, and not all of its tokens. Nothing can be trained on it.
+    the text, and not all of its tokens. Nothing can be trained on it. Where it gave no ids at all, `counted`
+    is how many tokens of prompt and reply it says there were.
     """
 
     message: Message
@@ -145,6 +146,17 @@ class Completion:
     num_reasoning_tokens: int = 0
     is_exact: bool = True
     weights_updates: tuple[tuple[int, int], ...] = ()
+    counted: tuple[int, int] | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How long the prompt was; 0 where nobody knows."""
+        return len(self.prompt_token_ids) if self.counted is None else self.counted[0]
+
+    @property
+    def num_reply_tokens(self) -> int:
+        """How many tokens were sampled; 0 where nobody knows."""
+        return len(self.token_ids) if self.counted is None else self.counted[1]
 
 
 class TokensDoNotExtend(ValueError):
@@ -206,8 +218,14 @@ class Trajectory:
 
     def extend(self, completion: Completion, sampling: SamplingParams | None = None) -> Trajectory:
         """The conversation with the answer, and how it was drawn. Raises TokensDoNotExtend when the answer's
-        prompt is another one."""
+        prompt is another one.
+
+        An answer whose ids nobody knows adds its message alone: `token_ids` stay what is known of the
+        beginning, and where later ids cover it, they are prompt.
+        """
         prompt = completion.prompt_token_ids
+        if not completion.is_exact and not prompt:
+            return self.add(completion.message)
         if prompt[: len(self.token_ids)] != self.token_ids:
             raise TokensDoNotExtend(
                 f"the prompt's {len(prompt)} tokens do not begin with the trajectory's {len(self.token_ids)}"
