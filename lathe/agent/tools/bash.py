@@ -1,0 +1,76 @@
+"""bash: one command line at a time, each in processes of its own. Its folder is remembered, nothing else is.
+
+A shell that lives on gets out of step (a password prompt, a stray quote, a changed PS1); a new process can't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lathe.agent.tools.tool import KEPT, AgentTool, Output, Workspace, schema
+from lathe.types import ExecResult, Tool
+
+DEFAULT_TIMEOUT_S = 120.0
+MAX_TIMEOUT_S = 1800.0
+MAX_KEPT_BYTES = 4 << 20
+CWD_FILE = f"{KEPT}/cwd"
+
+# An image may have no bash. Both outputs go where the first goes, so that they stay in their order.
+START = 'if command -v bash >/dev/null; then exec bash -c "$1" 2>&1; else exec sh -c "$1" 2>&1; fi'
+
+
+async def run(workspace: Workspace, arguments: Mapping[str, Any]) -> Output:
+    timeout_s = min(max(float(arguments.get("timeout_s") or DEFAULT_TIMEOUT_S), 1.0), MAX_TIMEOUT_S)
+    # On the command's own line, so that bash counts lines as the model does.
+    line = f"trap 'pwd -P >{CWD_FILE}' EXIT; {arguments['command']}"
+    sandbox, before = workspace.sandbox, workspace.cwd
+    await sandbox.write(CWD_FILE, before + "\n")
+    result = await sandbox.exec(
+        ["/bin/sh", "-c", START, "sh", line],
+        cwd=before,
+        timeout_s=timeout_s,
+        max_output_bytes=MAX_KEPT_BYTES,
+    )
+    workspace.cwd = await last_folder(workspace, before)
+    lines = [await workspace.cap((result.stdout + result.stderr).rstrip())]
+    lines += said_of(result, timeout_s)
+    if workspace.cwd != before:
+        lines.append(f"[now in {workspace.cwd}]")
+    text = "\n".join(line for line in lines if line) or "[no output]"
+    return Output(text, is_error=result.timed_out or result.exit_code != 0)
+
+
+def said_of(result: ExecResult, timeout_s: float) -> list[str]:
+    if result.timed_out:
+        return [
+            f"[killed after {timeout_s:g} s. Give a larger timeout_s, or run it in the background "
+            "with its output in a file: command > log 2>&1 &]"
+        ]
+    return [f"[exit code {result.exit_code}]"] if result.exit_code else []
+
+
+async def last_folder(workspace: Workspace, before: str) -> str:
+    """The folder that the last command ended in; the one before where it can't be told, or is gone."""
+    try:
+        path = (await workspace.sandbox.read(CWD_FILE, max_bytes=4096)).decode().removesuffix("\n")
+        await workspace.sandbox.list(path or before)
+    except (OSError, ValueError):  # the command may do what it likes with our file
+        return before
+    return path or before
+
+
+BASH = AgentTool(
+    Tool(
+        "bash",
+        "Run a command with bash. The current folder is kept between calls, variables are not. "
+        "stdin is empty, so nothing may ask questions.",
+        schema(
+            ("command",),
+            command="string",
+            timeout_s=("number", f"Default {DEFAULT_TIMEOUT_S:g}, at most {MAX_TIMEOUT_S:g}"),
+        ),
+    ),
+    "run",
+    run,
+)
