@@ -1,0 +1,297 @@
+"""The process that makes a shard of sandboxes, and every command in them: its children, so that it knows
+their ends.
+
+It runs `python -I -S` afresh (no fork of the caller: nothing of its memory, its environment or its files
+comes along), reads requests from one socket and holds no descriptor for a sandbox: a child that nobody has
+waited for keeps its number, so `pidfd_open` finds the right one. When the pool's process goes, the socket
+closes, this process ends, and with it by PDEATHSIG every sandbox of the shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lathe.sandbox.namespace import build, enter, files, sweep, view, wire
+from lathe.sandbox.namespace import syscalls as sys_
+from lathe.sandbox.namespace.privileges import install_filter
+
+Message = dict[str, Any]
+
+
+class Spawner:
+    """State of a shard: which child is which sandbox's first process, or which command's."""
+
+    def __init__(self, control: socket.socket, mapped: bool):
+        self.control = control
+        self.mapped = mapped
+        self.boxes: dict[str, Message] = {}
+        self.box_of_init: dict[int, str] = {}
+        self.commands: dict[int, Message] = {}  # pid of a running command's leader: its request
+        self.helpers: dict[int, Message | None] = {}  # pid of one that handles files, or failed: its sandbox
+        self.births: dict[int, tuple[socket.socket, Message, int]] = {}  # by descriptor of the birth's socket
+        self.epoll = select.epoll()
+        self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        self.faults, self.faults_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.wake, self.wake_in = socket.socketpair()
+        for end in (self.wake, self.wake_in):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.wake_in.fileno(), warn_on_full_buffer=False)
+        for fd in (self.control.fileno(), self.wake.fileno()):
+            self.epoll.register(fd, select.EPOLLIN)
+        self.outbox: list[bytes] = []
+
+    def serve(self) -> None:
+        """Until the other side closes its end."""
+        while True:
+            for fd, _ in self.epoll.poll():
+                if fd == self.control.fileno():
+                    if not self._take_requests():
+                        return
+                elif fd == self.wake.fileno():
+                    with contextlib.suppress(BlockingIOError):
+                        self.wake.recv(4096)
+                    self._reap()
+                elif fd in self.births:
+                    self._finish_birth(fd)
+            self._send_waiting()
+
+    def _take_requests(self) -> bool:
+        for _ in range(64):
+            try:
+                request, fds = wire.receive(self.control)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if request is None:
+                return False
+            try:
+                self._answer(request, fds)
+            except OSError as error:
+                self.reply(request, fault=f"{error}")
+            finally:
+                for each in fds:
+                    os.close(each)
+        return True
+
+    def _answer(self, request: Message, fds: list[int]) -> None:
+        operations: dict[str, Callable[[Message, list[int]], None]] = {
+            "create": self._create,
+            "exec": self._exec,
+            "kill": self._kill,
+            "files": self._files,
+            "destroy": self._destroy,
+        }
+        operations[request["op"]](request, fds)
+
+    def reply(self, request: Message, **more: Any) -> None:
+        self.outbox.append(wire.pack({"id": request["id"], **more}))
+        if len(self.outbox) == 1:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        while self.outbox:
+            try:
+                wire.send(self.control, self.outbox[0])
+            except BlockingIOError:
+                self.epoll.modify(self.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                return
+            except ConnectionError:
+                return
+            self.outbox.pop(0)
+        self.epoll.modify(self.control.fileno(), select.EPOLLIN)
+
+    def _create(self, request: Message, _: list[int]) -> None:
+        box = request["box"]
+        ours, theirs = socket.socketpair()
+        pid = sys_.clone(build.namespaces(box))
+        if pid == 0:
+            ours.close()
+            build.build(box, theirs, self.mapped)
+        theirs.close()
+        try:
+            rows = [(0, view.FIRST_UID, view.NUM_UIDS)] if self.mapped else [(0, 0, 1)]
+            view.write_maps(pid, rows, rows)
+            ours.send(b"m")
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            self.helpers[pid] = None
+            ours.close()
+            raise
+        ours.setblocking(False)
+        self.births[ours.fileno()] = (ours, request, pid)
+        self.epoll.register(ours.fileno(), select.EPOLLIN)
+
+    def _finish_birth(self, fd: int) -> None:
+        end, request, pid = self.births.pop(fd)
+        self.epoll.unregister(fd)
+        try:
+            trouble = end.recv(4096).decode(errors="replace")
+        except OSError as error:
+            trouble = str(error)
+        end.close()
+        if trouble:
+            self.helpers[pid] = None
+            self.reply(request, fault=trouble)
+            return
+        box = request["box"]
+        box["pid"], box["live"] = pid, set()
+        self.boxes[box["name"]] = box
+        self.box_of_init[pid] = box["name"]
+        self.reply(request, pid=pid)
+
+    def _inside(self, box: Message, child: Callable[[int], None]) -> int:
+        """Fork into a sandbox's pid namespace. `child` gets the sandbox's pidfd and must not return."""
+        pidfd = sys_.pidfd_open(box["pid"])
+        try:
+            sys_.setns(pidfd, sys_.CLONE_NEWPID)
+            try:
+                pid = sys_.clone(0)
+                if pid == 0:
+                    child(pidfd)
+                    os._exit(255)
+            finally:
+                sys_.setns(self.own_pids, sys_.CLONE_NEWPID)
+        finally:
+            os.close(pidfd)
+        return pid
+
+    def _box(self, request: Message) -> Message | None:
+        box = self.boxes.get(request["name"])
+        if box is None:
+            self.reply(request, gone=True)
+        return box
+
+    def _exec(self, request: Message, fds: list[int]) -> None:
+        box = self._box(request)
+        if box is None:
+            return
+        pid = self._inside(
+            box, lambda pidfd: enter.run(box, request, pidfd, fds, self.mapped, self.faults_in)
+        )
+        box["live"].add(pid)
+        self.commands[pid] = request
+
+    def _files(self, request: Message, fds: list[int]) -> None:
+        box = self._box(request)
+        if box is None:
+            return
+
+        def child(pidfd: int) -> None:
+            end = socket.socket(fileno=os.dup(fds[0]))
+            enter.join(box, pidfd, self.mapped)
+            files.serve(request, end)
+            os._exit(0)
+
+        pid = self._inside(box, child)
+        box["live"].add(pid)
+        self.helpers[pid] = box
+
+    def _kill(self, request: Message, _: list[int]) -> None:
+        for pid, each in self.commands.items():
+            if each["id"] == request["which"]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.reply(request)
+
+    def _destroy(self, request: Message, _: list[int]) -> None:
+        box = self._box(request)
+        if box is not None:
+            box["farewell"] = request
+            os.kill(box["pid"], signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self.commands:
+                self._command_ended(pid, status)
+            elif pid in self.box_of_init:
+                self._box_ended(pid)
+            else:
+                box = self.helpers.pop(pid, None)
+                if box is not None:
+                    box["live"].discard(pid)
+
+    def _command_ended(self, pid: int, status: int) -> None:
+        request = self.commands.pop(pid)
+        box = self.boxes.get(request["name"])
+        code = os.waitstatus_to_exitcode(status)
+        if box is not None:
+            box["live"].discard(pid)
+            if not box.get("farewell"):
+                sweep.end_leftovers(box, self._inside)
+        fault = self._fault(request["id"]) if code == 255 else None
+        if fault is not None:
+            self.reply(request, fault=fault)
+        elif code == -signal.SIGKILL and (box is None or sweep.is_exiting(box["pid"])):
+            self.reply(request, gone=True)  # it fell with its sandbox
+        else:
+            self.reply(request, exit_code=code if code >= 0 else 128 - code)
+
+    def _fault(self, which: int) -> str | None:
+        with contextlib.suppress(BlockingIOError):
+            for line in os.read(self.faults, 1 << 16).decode().splitlines():
+                number, _, text = line.partition(" ")
+                if int(number) == which:
+                    return text
+        return None
+
+    def _box_ended(self, pid: int) -> None:
+        box = self.boxes.pop(self.box_of_init.pop(pid))
+        if box.get("farewell"):
+            self.reply(box["farewell"])
+        else:
+            self.outbox.append(wire.pack({"id": 0, "dead": box["name"]}))
+
+    def end(self) -> None:
+        """End every sandbox, some at a time: a kernel that frees thousands at once holds up its
+        neighbours."""
+        waiting = list(self.box_of_init)
+        while waiting:
+            for pid in waiting[:50]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            del waiting[:50]
+            self._reap()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.002)
+            except ChildProcessError:
+                return
+
+
+def main(fd: str, root: str, store: str, state: str, mapped: str, *host: str) -> None:
+    """Serve on the socket `fd` until it closes (see `shard.py` for the other side)."""
+    control = socket.socket(fileno=int(fd))
+    os.set_inheritable(control.fileno(), False)
+    control.setblocking(False)
+    is_mapped = mapped == "mapped"
+    try:
+        view.enter(Path(root), Path(store), Path(state), list(host), is_mapped)
+        install_filter()
+        spawner = Spawner(control, is_mapped)
+    except OSError as error:
+        wire.send(control, wire.pack({"id": 0, "refused": str(error)}))
+        sys.exit(1)
+    wire.send(control, wire.pack({"id": 0, "ready": True}))
+    spawner.serve()
+    spawner.end()

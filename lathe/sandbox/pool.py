@@ -1,0 +1,74 @@
+"""Sandboxes by the thousand: `async with open_pool() as pool: box = await pool.create(spec)`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+from lathe.errors import UserError
+from lathe.sandbox.images import ImageStore
+from lathe.sandbox.namespace.backend import NamespaceBackend
+from lathe.sandbox.spec import SandboxSpec
+from lathe.types import Sandbox
+
+BackendName = Literal["auto", "namespace", "landlock", "docker"]
+
+
+class Backend(Protocol):
+    """What makes sandboxes of one kind."""
+
+    name: str
+
+    async def create(self, spec: SandboxSpec) -> Sandbox: ...
+
+    async def close(self) -> None: ...
+
+
+class Pool:
+    """Sandboxes of one machine, and the images that they start from."""
+
+    def __init__(self, backend: Backend, images: ImageStore):
+        self._backend = backend
+        self.images = images
+
+    @property
+    def backend(self) -> str:
+        """The name of the kind of its sandboxes."""
+        return self._backend.name
+
+    async def create(self, spec: SandboxSpec | None = None) -> Sandbox:
+        """A new sandbox. Raises InfrastructureError when the machine can't make it."""
+        return await self._backend.create(spec or SandboxSpec())
+
+
+@asynccontextmanager
+async def open_pool(
+    backend: BackendName = "auto", state: Path | None = None, num_shards: int | None = None
+) -> AsyncIterator[Pool]:
+    """A pool, until the block ends: then all of its sandboxes end.
+
+    `state` keeps images and sleeping sandboxes, None for a folder that is deleted in the end. `num_shards`
+    are processes that make sandboxes, at most 2,000 each; None: as many as the machine has cores, 8 at most.
+    """
+    temporary = state is None
+    folder = Path(tempfile.mkdtemp(prefix=f"lathe-pool-{os.getpid()}-")) if state is None else state
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        images = ImageStore(folder / "images")
+        if backend not in ("auto", "namespace"):
+            raise UserError(f"there is no backend {backend!r}")
+        made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1))
+        try:
+            await made.start()
+            yield Pool(cast(Backend, made), images)
+        finally:
+            await made.close()
+    finally:
+        if temporary:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
