@@ -25,9 +25,9 @@ from lathe.server.chat_schema import (
 from lathe.server.constraints import ANY_OBJECT, Wish, constrain
 from lathe.server.content import read_content
 from lathe.server.errors import BadRequest, describe_late
-from lathe.server.logprobs import entries_json, spoken
+from lathe.server.logprobs import entries_json, reply_ids, reply_origin, spoken
 from lathe.server.sampling import read_sampling
-from lathe.server.service import Service, Turn, num_reasoning, num_sampled
+from lathe.server.service import Service, Turn, check_token_ids, num_reasoning, num_sampled
 from lathe.server.sessions import session_of
 from lathe.server.streaming import DONE, EventStream, answer, reply_or_events, sse
 from lathe.server.thinking import template_options
@@ -44,6 +44,7 @@ class ChatReply:
     turn: Turn
     model_id: str
     include_usage: bool
+    return_token_ids: bool
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
 
     @property
@@ -74,6 +75,7 @@ async def read(request: ChatRequest, service: Service, session: str | None = Non
     """Raises BadRequest, TemplateError or PromptTooLong: what is wrong with a request, before any work."""
     refuse_what_is_not_served(request)
     trajectory = read_trajectory(request)
+    check_token_ids(service.llm, trajectory.token_ids, "known_token_ids")
     sampling = await constrain(
         read_chat_sampling(request, service.llm.default_sampling),
         read_wish(request),
@@ -86,6 +88,7 @@ async def read(request: ChatRequest, service: Service, session: str | None = Non
         turn=await service.prepare("chat", trajectory, sampling, session=session),
         model_id=service.answers_to(request.model),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        return_token_ids=bool(request.return_token_ids),
     )
 
 
@@ -94,6 +97,7 @@ def read_trajectory(request: ChatRequest) -> Trajectory:
     return Trajectory(
         messages=tuple(read_message(message, i) for i, message in enumerate(request.messages)),
         tools=read_tools(request),
+        token_ids=tuple(request.known_token_ids or ()),
         template_kwargs=template_options(
             request.chat_template_kwargs, request.reasoning_effort, request.enable_thinking
         ),
@@ -232,6 +236,9 @@ def whole_choice(
             for call in calls
         ]
     entries = spoken(completion.logprobs, reply.sampling, tokenizer, completion)
+    ids: dict[str, Any] = {}
+    if reply.return_token_ids:
+        ids = prompt_ids(reply) | reply_ids(completion.logprobs) | reply_origin(completion)
     return {
         "index": index,
         "message": message,
@@ -239,7 +246,12 @@ def whole_choice(
         if reply.sampling.logprobs is not None
         else None,
         "finish_reason": completion.finish_reason,
+        **ids,
     }
+
+
+def prompt_ids(reply: ChatReply) -> dict[str, Any]:
+    return {"prompt_token_ids": list(reply.turn.prompt_token_ids)}
 
 
 async def stream_reply(reply: ChatReply, service: Service) -> AsyncGenerator[bytes, None]:
@@ -247,7 +259,10 @@ async def stream_reply(reply: ChatReply, service: Service) -> AsyncGenerator[byt
     completions: list[Completion] = []
     try:
         for index in range(reply.sampling.n):
-            yield sse(delta_chunk(reply, index, {"role": "assistant", "content": ""}))
+            first = delta_chunk(reply, index, {"role": "assistant", "content": ""})
+            if reply.return_token_ids:
+                first["choices"][0] |= prompt_ids(reply)
+            yield sse(first)
         async with aclosing(service.stream(reply.turn)) as chunks:
             async for chunk in chunks:
                 for payload in chunk_payloads(reply, service.llm.tokenizer, chunk):
@@ -263,18 +278,24 @@ async def stream_reply(reply: ChatReply, service: Service) -> AsyncGenerator[byt
 
 
 def chunk_payloads(reply: ChatReply, tokenizer: Tokenizer, chunk: Chunk) -> list[dict[str, Any]]:
-    """A chunk's deltas, one for each event. Its log-probabilities go with the first of them."""
+    """A chunk's deltas, one for each event. Its ids and log-probabilities go with the first of them."""
     deltas = [delta for event in chunk.events if (delta := event_delta(event)) is not None]
     entries: Sequence[TokenLogprob] = ()
     if reply.sampling.logprobs is not None:
         entries = spoken(chunk.logprobs, reply.sampling, tokenizer, chunk.completion)
-    if entries and not deltas:
+    ids = chunk.logprobs if reply.return_token_ids else ()
+    if (entries or ids) and not deltas:
         deltas = [{"content": ""}]  # a token that gave no text yet: half a character, or the start of a tag
     payloads = [delta_chunk(reply, chunk.index, delta) for delta in deltas]
     if entries:
         payloads[0]["choices"][0]["logprobs"] = {"content": entries_json(entries, tokenizer)}
+    if ids:
+        payloads[0]["choices"][0] |= reply_ids(ids)
     if chunk.completion is not None:
-        payloads.append(delta_chunk(reply, chunk.index, {}, chunk.completion.finish_reason))
+        last = delta_chunk(reply, chunk.index, {}, chunk.completion.finish_reason)
+        if reply.return_token_ids:
+            last["choices"][0] |= reply_origin(chunk.completion)
+        payloads.append(last)
     return payloads
 
 

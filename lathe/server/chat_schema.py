@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from lathe.server.content import ContentPart
-from lathe.server.sampling import SamplingFields
+from lathe.server.sampling import SamplingFields, TokenId
 from lathe.server.wire import Wire
 
 MAX_N = 128
@@ -112,6 +112,14 @@ class ChatRequest(SamplingFields):
     )
     reasoning_effort: str | None = Field(None, description="none turns thinking off")
     response_format: ResponseFormat | None = None
+    return_token_ids: bool | None = Field(
+        None, description="add prompt_token_ids, token_ids and token_logprobs to choices"
+    )
+    known_token_ids: list[TokenId] | None = Field(
+        None,
+        description="the conversation so far, as return_token_ids gave it: prompt and reply. The new prompt "
+        "begins with exactly these, if messages do go on with them",
+    )
     logit_bias: dict[str, Any] | None = Field(None, description="not supported yet: must be empty")
 
 
@@ -155,6 +163,14 @@ class Choice(BaseModel):
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length", "tool_calls", "abort"] = Field(
         description="abort: the server stopped before the reply was complete"
+    )
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = Field(None, description="with the one that ended the turn")
+    token_logprobs: list[float] | None = Field(None, description="one for each of token_ids")
+    is_exact: bool | None = Field(None, description="false: an upstream kept some of the tokens back")
+    weights_version: int | None = Field(None, description="of the weights that drew the first token")
+    weights_updates: list[tuple[int, int]] | None = Field(
+        None, description="at which token another version took over, and which"
     )
 
 

@@ -40,6 +40,23 @@ def token_json(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str,
     return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, LOWEST), "bytes": list(raw)}
 
 
+def reply_ids(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Tokens as they were sampled: the one that ended the turn is one of them."""
+    return {
+        "token_ids": [entry.token_id for entry in entries],
+        "token_logprobs": [max(entry.logprob, LOWEST) for entry in entries],
+    }
+
+
+def reply_origin(completion: Completion) -> dict[str, Any]:
+    """Which weights drew a reply, and whether all of its tokens are known."""
+    return {
+        "is_exact": completion.is_exact,
+        "weights_version": completion.weights_version,
+        "weights_updates": list(completion.weights_updates),
+    }
+
+
 def legacy_logprobs(
     tokenizer: Tokenizer,
     token_ids: Sequence[int],

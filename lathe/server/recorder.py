@@ -61,9 +61,9 @@ class Recorder:
             prompt = encode(known)
             if prompt[: len(known.token_ids)] == known.token_ids:
                 return known, prompt
-        if parent is not None:
-            asked = replace(asked, parent=parent.id)
-        return asked, encode(asked)
+        prompt = encode(asked)
+        # Ids that the client holds are no trajectory of ours.
+        return replace(asked, token_ids=(), parent=asked.parent if parent is None else parent.id), prompt
 
     def record(self, turn: Turn, completion: Completion, sampling: SamplingParams) -> None:
         """Write one reply, unless it was ended before its first token, or its tokens are not exactly known.
