@@ -1,10 +1,13 @@
 """bash: one command line at a time, each in processes of its own. Its folder is remembered, nothing else is.
 
 A shell that lives on gets out of step (a password prompt, a stray quote, a changed PS1); a new process can't.
+What a command leaves running ends with it, but for those that were started in the background.
 """
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,15 +21,21 @@ CWD_FILE = f"{KEPT}/cwd"
 
 # An image may have no bash. Both outputs go where the first goes, so that they stay in their order.
 START = 'if command -v bash >/dev/null; then exec bash -c "$1" 2>&1; else exec sh -c "$1" 2>&1; fi'
+TRAILING = re.compile(r"(?<![&|>\\])&\s*$")
+# Long enough for most commands that fail at once: a wrong name, a port that is taken.
+SETTLE_S = 0.5
 
 
 async def run(workspace: Workspace, arguments: Mapping[str, Any]) -> Output:
+    command = arguments["command"]
+    if arguments.get("background") or TRAILING.search(command):
+        return await run_in_background(workspace, TRAILING.sub("", command))
     timeout_s = min(max(float(arguments.get("timeout_s") or DEFAULT_TIMEOUT_S), 1.0), MAX_TIMEOUT_S)
     # On the command's own line, so that bash counts lines as the model does.
-    line = f"trap 'pwd -P >{CWD_FILE}' EXIT; {arguments['command']}"
-    sandbox, before = workspace.sandbox, workspace.cwd
-    await sandbox.write(CWD_FILE, before + "\n")
-    result = await sandbox.exec(
+    line = f"trap 'pwd -P >{CWD_FILE}' EXIT; {command}"
+    before = workspace.cwd
+    await workspace.sandbox.write(CWD_FILE, before + "\n")
+    result = await workspace.sandbox.exec(
         ["/bin/sh", "-c", START, "sh", line],
         cwd=before,
         timeout_s=timeout_s,
@@ -41,11 +50,28 @@ async def run(workspace: Workspace, arguments: Mapping[str, Any]) -> Output:
     return Output(text, is_error=result.timed_out or result.exit_code != 0)
 
 
+async def run_in_background(workspace: Workspace, command: str) -> Output:
+    """Start it, and tell where its output is. It lives until it ends or the sandbox does."""
+    sandbox = workspace.sandbox
+    log = f"{KEPT}/background-{uuid.uuid4().hex[:8]}.log"
+    await sandbox.write(log, "")
+    line = f"exec >{log} 2>&1; echo $$ >{log}.pid; {command}"
+    process = await sandbox.start(["/bin/sh", "-c", START, "sh", line], cwd=workspace.cwd)
+    try:
+        result = await process.wait(SETTLE_S)
+    except TimeoutError:
+        pid = (await sandbox.read(f"{log}.pid")).decode().strip()
+        return Output(f"[runs in the background as process {pid}; its output is in {log}]")
+    output = (await sandbox.read(log, max_bytes=MAX_KEPT_BYTES)).decode("utf-8", "replace").rstrip()
+    lines = [await workspace.cap(output), f"[it ended already, with exit code {result.exit_code}]"]
+    return Output("\n".join(line for line in lines if line), is_error=result.exit_code != 0)
+
+
 def said_of(result: ExecResult, timeout_s: float) -> list[str]:
     if result.timed_out:
         return [
-            f"[killed after {timeout_s:g} s. Give a larger timeout_s, or run it in the background "
-            "with its output in a file: command > log 2>&1 &]"
+            f"[killed after {timeout_s:g} s. Give a larger timeout_s, or set background for what goes on "
+            "running]"
         ]
     return [f"[exit code {result.exit_code}]"] if result.exit_code else []
 
@@ -64,10 +90,12 @@ BASH = AgentTool(
     Tool(
         "bash",
         "Run a command with bash. The current folder is kept between calls, variables are not. "
-        "stdin is empty, so nothing may ask questions.",
+        "stdin is empty, so nothing may ask questions. What a call leaves running is killed at its end, "
+        "unless background is true.",
         schema(
             ("command",),
             command="string",
+            background=("boolean", "For servers and the like: returns at once"),
             timeout_s=("number", f"Default {DEFAULT_TIMEOUT_S:g}, at most {MAX_TIMEOUT_S:g}"),
         ),
     ),
