@@ -24,6 +24,7 @@ class ImageStore:
         return [self.root / "layers" / name for name in self._manifest(image_id)["layers"]]
 
     def on_host(self, image_id: str | None) -> bool:
+        """Whether it stands on this machine's own programs."""
         return image_id is None or self._manifest(image_id)["on_host"]
 
     def adopt(self, folder: Path, base: str | None) -> str:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 from lathe.errors import UserError
 from lathe.sandbox.images import ImageStore
@@ -25,7 +25,7 @@ class Backend(Protocol):
 
     name: str
 
-    async def create(self, spec: SandboxSpec) -> Sandbox: ...
+    async def create(self, spec: SandboxSpec, warm: bool = True) -> Sandbox: ...
 
     async def close(self) -> None: ...
 
@@ -42,9 +42,12 @@ class Pool:
         """The name of the kind of its sandboxes."""
         return self._backend.name
 
-    async def create(self, spec: SandboxSpec | None = None) -> Sandbox:
-        """A new sandbox. Raises InfrastructureError when the machine can't make it."""
-        return await self._backend.create(spec or SandboxSpec())
+    async def create(self, spec: SandboxSpec | None = None, *, warm: bool = True) -> Sandbox:
+        """A new sandbox. Raises InfrastructureError when the machine can't make it.
+
+        With `warm=False` it is only noted, and made at its first use: a folder's cost until then.
+        """
+        return await self._backend.create(spec or SandboxSpec(), warm)
 
 
 @asynccontextmanager
@@ -66,7 +69,7 @@ async def open_pool(
         made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1))
         try:
             await made.start()
-            yield Pool(cast(Backend, made), images)
+            yield Pool(made, images)
         finally:
             await made.close()
     finally:

@@ -1,4 +1,4 @@
-"""The namespace backend: shards of sandboxes, and what all of them share."""
+"""The namespace backend: shards of sandboxes, the layers that sandboxes share, and their lifetimes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lathe.errors import InfrastructureError, UserError
+from lathe.errors import InfrastructureError, SandboxGone, UserError
 from lathe.sandbox.images import ImageStore
+from lathe.sandbox.namespace.layers import delete
 from lathe.sandbox.namespace.sandbox import NamespaceSandbox
 from lathe.sandbox.namespace.shard import Shard
+from lathe.sandbox.namespace.tree import receive_answer
 from lathe.sandbox.spec import SandboxSpec
 
 MAX_BOXES_PER_SHARD = 2000
+MAX_OWN_LAYERS = 40  # an overlay's options must fit a page of 4,096 bytes
 SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 VENV = "/opt/venv"
@@ -28,17 +34,24 @@ class NamespaceBackend:
     name = "namespace"
 
     def __init__(self, state: Path, images: ImageStore, num_shards: int):
-        self.state = state
         self.images = images
-        self.mapped = os.getuid() == 0
-        self.host = host_paths()
+        self._state = state
+        self._mapped = os.getuid() == 0
+        self._host = host_paths()
         self._slots: list[Shard | None] = [None] * num_shards
         self._locks = [asyncio.Lock() for _ in range(num_shards)]
         self._boxes: dict[str, NamespaceSandbox] = {}
-        self._counter = 0
+        self._layer_users: Counter[str] = Counter()
+        self._num_started = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._folder = state / "boxes"
 
     async def start(self) -> None:
         """Start the first spawner. Raises InfrastructureError where the machine refuses."""
+        for name in ("boxes", "root"):
+            (self._state / name).mkdir(exist_ok=True)
+        self._folder.chmod(0o711)  # sandboxes go through it as nobody's user
         await self._shard(0)
 
     async def _shard(self, place: int) -> Shard:
@@ -48,82 +61,198 @@ class NamespaceBackend:
                 return shard
             if shard is not None:
                 await shard.close()
-            self._counter += 1
-            fresh = Shard(f"shard-{self._counter}", self._on_death)
-            root = self.state / "root"
-            root.mkdir(exist_ok=True)
-            await fresh.start(root, self.images.root / "layers", self.state, self.host, self.mapped)
+            self._num_started += 1
+            fresh = Shard(self._on_death)
+            log = self._state / f"spawner-{self._num_started}.log"
+            layers = self.images.root / "layers"
+            await fresh.start(self._state / "root", layers, self._folder, log, self._host, self._mapped)
             self._slots[place] = fresh
             return fresh
 
     def _on_death(self, name: str) -> None:
-        box = self._boxes.pop(name, None)
+        box = self._boxes.get(name)
         if box is not None:
-            box.gone = "its first process was killed"
-            box._shard.num_boxes -= 1
+            self._forget(box, "its first process was killed")
 
-    async def create(self, spec: SandboxSpec) -> NamespaceSandbox:
-        loads = [
-            (0 if shard is None or shard.dead else shard.num_boxes, place)
-            for place, shard in enumerate(self._slots)
-        ]
-        load, place = min(loads)
-        if load >= MAX_BOXES_PER_SHARD:
+    async def create(self, spec: SandboxSpec, warm: bool = True) -> NamespaceSandbox:
+        """A new sandbox; a cold one is only noted, and mounted at its first use."""
+        on_host = self.images.on_host(spec.image)
+        path = f"{self._venv(spec) or sys.prefix}/bin:{PATH}" if on_host else PATH
+        env = {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
+        box = NamespaceSandbox(self, uuid.uuid4().hex[:12], spec, env)
+        self._boxes[box.id] = box
+        self._watch_lifetimes(box)
+        if warm:
+            try:
+                await box.resume()
+            except BaseException:
+                await self.destroy(box, "it could not be made")
+                raise
+        return box
+
+    async def warm(self, box: NamespaceSandbox) -> Shard:
+        """Mount a cold sandbox in the shard that has the fewest."""
+        loads = [0 if shard is None or shard.dead else shard.num_boxes for shard in self._slots]
+        place = loads.index(min(loads))
+        if loads[place] >= MAX_BOXES_PER_SHARD:
             raise InfrastructureError(
-                f"all {len(self._slots)} shards hold {MAX_BOXES_PER_SHARD} sandboxes: "
-                "open the pool with more shards"
+                f"all {len(loads)} shards hold {MAX_BOXES_PER_SHARD} warm sandboxes: "
+                "open the pool with more shards, or let some hibernate"
             )
         shard = await self._shard(place)
-        name = uuid.uuid4().hex[:12]
-        on_host = spec.image is None or self.images.on_host(spec.image)
-        venv_home = self._venv_home(spec) if on_host else None
-        box = {
-            "name": name,
-            "layers": self._layers(spec.image),
-            "host": self._host_binds(venv_home) if on_host else [],
-            "binds": [],
-            "workdir": spec.workdir,
-            "hostname": spec.hostname,
-            "network": spec.network if isinstance(spec.network, str) else "loopback",
-            "limits": {**asdict(spec.limits), "data_bytes": spec.limits.memory_bytes},
-        }
         shard.num_boxes += 1
         try:
-            answer = await shard.request({"op": "create", "box": box})
-            if "fault" in answer:
-                raise InfrastructureError(f"a sandbox could not be made: {answer['fault']}")
+            await shard.ask({"op": "create", "box": self._describe(box)})
+            if box.gone:  # meanwhile
+                await self.cool(box, shard)
         except BaseException:
             shard.num_boxes -= 1
             raise
-        path = f"{venv_home or sys.prefix}/bin:{PATH}" if on_host else PATH
-        env = {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
-        made = NamespaceSandbox(self, shard, name, spec, env)
-        self._boxes[name] = made
-        return made
+        return shard
 
-    async def destroy(self, box: NamespaceSandbox) -> None:
+    def _describe(self, box: NamespaceSandbox) -> dict:
+        spec = box.spec
+        limits = asdict(spec.limits)
+        if limits["disk_bytes"] is not None:  # what it has written already, within bounds that keep it usable
+            limits["disk_bytes"] = max(limits["disk_bytes"] - box.frozen_bytes, limits["disk_bytes"] // 8)
+        return {
+            "name": box.id,
+            "layers": self._layers(spec.image) + [f"/boxes/{name}" for name in box.layers],
+            "host": self._host_binds(spec) if self.images.on_host(spec.image) else [],
+            "binds": [asdict(bind) for bind in spec.binds],
+            "workdir": spec.workdir,
+            "hostname": spec.hostname,
+            "network": spec.network if isinstance(spec.network, str) else "loopback",
+            "limits": {**limits, "data_bytes": limits["memory_bytes"]},
+        }
+
+    async def cool(self, box: NamespaceSandbox, shard: Shard) -> None:
+        """End a warm sandbox's processes and unmount it."""
+        shard.num_boxes -= 1
+        with contextlib.suppress(InfrastructureError, SandboxGone):  # with its spawner, it has ended, too
+            await shard.ask({"op": "destroy", "name": box.id})
+
+    async def destroy(self, box: NamespaceSandbox, why: str) -> None:
+        shard = box.shard
+        if self._forget(box, why) and shard is not None:
+            shard.num_boxes += 1  # which `cool` takes back
+            await self.cool(box, shard)
+
+    def _forget(self, box: NamespaceSandbox, why: str) -> bool:
+        """Strike a sandbox off the list. Whether it was on it."""
         if self._boxes.pop(box.id, None) is None:
+            return False
+        box.gone = why
+        if box.shard is not None:
+            box.shard.num_boxes -= 1
+        if (timer := self._timers.pop(box.id, None)) is not None:
+            timer.cancel()
+        for shell in box.shells:
+            shell.drop()
+        for name in box.layers:
+            self._drop(name)
+        box.layers = []
+        return True
+
+    def _watch_lifetimes(self, box: NamespaceSandbox) -> None:
+        """End a sandbox that has lived for `lifetime_s`, or that nobody has used for `idle_s`."""
+        idle_s, lifetime_s = box.spec.limits.idle_s, box.spec.limits.lifetime_s
+        if idle_s is None and lifetime_s is None:
             return
-        box._shard.num_boxes -= 1
-        with contextlib.suppress(InfrastructureError):  # with its spawner, the sandbox is gone, too
-            await box._shard.request({"op": "destroy", "name": box.id})
+        loop = asyncio.get_running_loop()
+        end = time.monotonic() + lifetime_s if lifetime_s is not None else float("inf")
+
+        def check() -> None:
+            now = time.monotonic()
+            idle_end = float("inf")
+            if idle_s is not None:
+                idle_end = (now if box.num_users else box.last_used) + idle_s
+            if now >= end:
+                self._later(self.destroy(box, f"it has lived for {lifetime_s:g} s"))
+            elif now >= idle_end:
+                self._later(self.destroy(box, f"nobody has used it for {idle_s:g} s"))
+            else:
+                self._timers[box.id] = loop.call_later(min(end, idle_end) - now + 0.001, check)
+
+        check()
+
+    def _later(self, work) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def new_layer(self) -> str:
+        """An empty folder for what a sandbox wrote. It has one user."""
+        name = uuid.uuid4().hex[:12]
+        (self._folder / name).mkdir()
+        self._layer_users[name] += 1
+        return name
+
+    def delete_layer(self, name: str) -> None:
+        self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._layer_users[name] -= 1
+        if self._layer_users[name] <= 0:
+            del self._layer_users[name]
+            self._later(asyncio.to_thread(delete, str(self._folder / name)))
+
+    async def branch(
+        self, box: NamespaceSandbox, above: Sequence[str], num_bytes: int = 0
+    ) -> NamespaceSandbox:
+        """A cold sandbox with the layers of another, and some above them, which it owns already."""
+        fresh = await self.create(box.spec, warm=False)
+        self._layer_users.update(box.layers)
+        fresh.layers = [*box.layers, *above]
+        fresh.frozen_bytes = box.frozen_bytes + num_bytes
+        await self.thin(fresh)
+        return fresh
+
+    async def adopt(self, box: NamespaceSandbox, name: str) -> str:
+        """Make an image of a sandbox's image, its own layers and a fresh one."""
+        into = name
+        if box.layers:
+            into = self.new_layer()
+            try:
+                await self._merge([*box.layers, name], into)
+            finally:
+                self._drop(name)
+        del self._layer_users[into]
+        return await asyncio.to_thread(self.images.adopt, self._folder / into, box.spec.image)
+
+    async def thin(self, box: NamespaceSandbox) -> None:
+        """Make one layer of a cold sandbox's own when they are too many to mount."""
+        if len(box.layers) <= MAX_OWN_LAYERS:
+            return
+        into = self.new_layer()
+        await self._merge(box.layers, into)
+        for name in box.layers:
+            self._drop(name)
+        box.layers = [into]
+
+    async def _merge(self, layers: Sequence[str], into: str) -> None:
+        shard = await self._shard(0)
+        sources = [f"/boxes/{name}" for name in layers]
+        await shard.talk({"op": "merge", "layers": sources, "into": into}, receive_answer)
 
     async def close(self) -> None:
-        for box in self._boxes.values():
-            box.gone = "its pool is closed"
-        self._boxes.clear()
+        for box in list(self._boxes.values()):
+            self._forget(box, "its pool is closed")
         for shard in self._slots:
             if shard is not None:
                 await shard.close()
-        with contextlib.suppress(OSError):
-            (self.state / "root").rmdir()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for name in ("boxes", "root"):
+            with contextlib.suppress(OSError):
+                (self._state / name).rmdir()
 
     def _layers(self, image: str | None) -> list[str]:
         if image is None:
             return []
         views = []
         for layer in self.images.layers(image):
-            store = "owned" if self.mapped and layer.stat().st_uid == 0 else "store"
+            store = "owned" if self._mapped and layer.stat().st_uid == 0 else "store"
             try:
                 views.append(f"/{store}/{layer.relative_to(self.images.root / 'layers')}")
             except ValueError:
@@ -132,18 +261,21 @@ class NamespaceBackend:
                 ) from None
         return views
 
-    def _venv_home(self, spec: SandboxSpec) -> str | None:
-        """Where the running Python's virtual environment stands, None if it is none. A path inside the
-        sandbox's working folder would show among the work's files: then it moves, and only its scripts' first
-        lines miss it."""
+    def _venv(self, spec: SandboxSpec) -> str | None:
+        """Where the running Python's virtual environment stands inside, None if it is none.
+
+        Inside the sandbox's working folder it would show among the work's files: then it stands elsewhere,
+        and only its scripts' first lines miss it.
+        """
         if sys.prefix == sys.base_prefix:
             return None
         return VENV if Path(sys.prefix).is_relative_to(spec.workdir) else sys.prefix
 
-    def _host_binds(self, venv_home: str | None) -> list[tuple[str, str]]:
+    def _host_binds(self, spec: SandboxSpec) -> list[tuple[str, str]]:
+        venv = self._venv(spec)
         return [
-            (f"/host/{place}", venv_home if path == sys.prefix and venv_home else path)
-            for place, path in enumerate(self.host)
+            (f"/host/{place}", venv if venv and path == sys.prefix else path)
+            for place, path in enumerate(self._host)
         ]
 
 

@@ -40,12 +40,19 @@ class Command:
         self._timed_out = False
 
     def start(
-        self, argv: Sequence[str], cwd: str, env: Mapping[str, str], stdin: bytes | None
-    ) -> asyncio.Future[dict]:
-        """Send it on its way. The future holds the spawner's answer when it has ended."""
+        self,
+        argv: Sequence[str],
+        cwd: str,
+        env: Mapping[str, str],
+        stdin: bytes | int | None,
+        more: Sequence[int] = (),
+    ) -> None:
+        """Send it on its way. `stdin` may be a descriptor; it and `more` are closed once they are sent."""
         self._began = time.monotonic()
         fds = []
-        if stdin:
+        if isinstance(stdin, int):
+            fds.append(stdin)
+        elif stdin:
             theirs, self._stdin = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self._stdin, False)
             self._input = memoryview(stdin)
@@ -59,7 +66,7 @@ class Command:
             fds.append(theirs)
         request = {"op": "exec", "name": self._name, "argv": list(argv), "cwd": cwd, "env": dict(env)}
         try:
-            self._future = self._shard.request(request, fds)
+            self.future = self._shard.request(request, [*fds, *more])
         except BaseException:
             self._close()
             raise
@@ -68,7 +75,6 @@ class Command:
             self._loop.add_reader(fd, self._readable, stream)
         if self._stdin is not None:
             self._loop.add_writer(self._stdin, self._writable)
-        return self._future
 
     def _readable(self, stream: Stream) -> int:
         fd = self._pipes.get(stream)
@@ -115,14 +121,14 @@ class Command:
         """What became of it; at the limit it is killed. Cancelled, it is killed, too."""
         timer = self._loop.call_later(timeout_s, self._at_limit) if timeout_s is not None else None
         try:
-            answer = await asyncio.shield(self._future)
+            answer = await asyncio.shield(self.future)
         except asyncio.CancelledError:
             await self.kill()
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-            if self._future.done():
+            if self.future.done():
                 self._drain()
         return self._judge(answer)
 
@@ -156,21 +162,21 @@ class Command:
         self._send_kill()
 
     def _send_kill(self) -> None:
-        if not self._future.done() and not self._shard.dead:
+        if not self.future.done() and not self._shard.dead:
             self._shard.request({"op": "kill", "which": self._which})
             self._loop.call_later(KILL_GRACE_S, self._give_up)
 
     def _give_up(self) -> None:
-        if not self._future.done():
-            self._future.set_exception(
+        if not self.future.done():
+            self.future.set_exception(
                 InfrastructureError(f"a killed command did not end in {KILL_GRACE_S:.0f} s")
             )
 
     async def wait(self, timeout_s: float | None = None) -> ExecResult:
         if self._result is None:
-            await asyncio.wait_for(asyncio.shield(self._future), timeout_s)
+            await asyncio.wait_for(asyncio.shield(self.future), timeout_s)
             self._drain()
-            return self._judge(self._future.result())
+            return self._judge(self.future.result())
         return self._result
 
     def output(self) -> tuple[str, str]:
@@ -178,8 +184,31 @@ class Command:
             self._readable(stream)
         return self._captures["stdout"].text(), self._captures["stderr"].text()
 
+    @property
+    def ended(self) -> bool:
+        return self.future.done()
+
+    @property
+    def answer(self) -> dict:
+        """What the spawner said of its end; empty while it runs."""
+        return self.future.result() if self.future.done() else {}
+
+    def take(self) -> dict[Stream, Capture]:
+        """What it has written until now, which is then forgotten here."""
+        for stream in list(self._pipes):
+            left = AFTER_END
+            while left > 0 and (num_bytes := self._readable(stream)):
+                left -= num_bytes
+        taken = self._captures
+        self._captures = {stream: Capture(each.max_head + each.max_tail) for stream, each in taken.items()}
+        return taken
+
+    async def interrupt(self, kill: bool) -> None:
+        """Send SIGINT to it and to all below it, or SIGKILL to the latter."""
+        await self._shard.ask({"op": "interrupt", "which": self._which, "kill": kill})
+
     async def kill(self) -> None:
         self._send_kill()
-        if not self._future.done():
-            await asyncio.wait([self._future])
+        if not self.future.done():
+            await asyncio.wait([self.future])
         self._drain()

@@ -14,6 +14,7 @@ from lathe.sandbox.namespace import syscalls as sys_
 from lathe.sandbox.namespace.privileges import drop_capabilities, set_limits
 
 Box = dict[str, Any]
+STATUS = 200  # the number of a fourth descriptor, out of the way of what scripts use
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells say it
 
 
@@ -38,9 +39,10 @@ def run(box: Box, request: dict[str, Any], pidfd: int, fds: list[int], mapped: b
             os.write(faults, f"{request['id']} {error}\n".encode())
             return
         os.setsid()
-        for fd, place in zip(fds, (0, 1, 2), strict=True):
+        for fd, place in zip(fds, (0, 1, 2, STATUS), strict=False):
             os.dup2(fd, place)
-        sys_.close_range(3)
+        sys_.close_range(3, STATUS - 1)
+        sys_.close_range(STATUS + (len(fds) > 3))
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # Python ignores some
             signal.signal(number, signal.SIG_DFL)
         _execute(request)

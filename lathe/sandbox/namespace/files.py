@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
+from lathe.sandbox.namespace.layers import lay_over
 from lathe.sandbox.namespace.tree import pull_tree, push_tree, send_frame
 
 CHUNK = 1 << 20
@@ -102,6 +103,16 @@ def _list(request: dict[str, Any], end: socket.socket) -> None:
             kind = KINDS.get(stat.S_IFMT(status.st_mode), "other")
             entries.append((each.name, kind, status.st_size, stat.S_IMODE(status.st_mode)))
     send_frame(end, {"entries": sorted(entries)})
+
+
+def report_copy(sources: list[str], into: str, end: socket.socket) -> None:
+    """Lay layers over the one at `into`, lowest first, and say how much that was."""
+    try:
+        copies = [lay_over(source, into) for source in sources]
+        totals = {name: sum(getattr(each, name) for each in copies) for name in ("num_bytes", "num_entries")}
+        send_frame(end, totals)
+    except OSError as error:
+        send_frame(end, {"errno": error.errno or 5, "path": str(error.filename or into)})
 
 
 def _push(request: dict[str, Any], end: socket.socket) -> None:

@@ -11,9 +11,10 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import lathe
-from lathe.errors import InfrastructureError, UserError
+from lathe.errors import InfrastructureError, SandboxGone, UserError
 from lathe.sandbox.namespace import wire
 
 START = (
@@ -22,11 +23,13 @@ START = (
 )
 
 
+T = TypeVar("T")
+
+
 class Shard:
     """One spawner process. Raises InfrastructureError from every request once it is gone."""
 
-    def __init__(self, name: str, on_death: Callable[[str], None]):
-        self.name = name
+    def __init__(self, on_death: Callable[[str], None]):
         self.on_death = on_death  # a sandbox whose first process ended, by name
         self.num_boxes = 0
         self.dead: str | None = None
@@ -34,20 +37,22 @@ class Shard:
         self._next = 1
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
 
-    async def start(self, root: Path, store: Path, state: Path, host: Sequence[str], mapped: bool) -> None:
+    async def start(
+        self, root: Path, store: Path, boxes: Path, log: Path, host: Sequence[str], mapped: bool
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._end.setblocking(False)
-        self._log_path = state / f"{self.name}.log"
+        self._log_path = log
         house = str(Path(lathe.__file__).parents[1])
-        arguments = [str(root), str(store), str(state), "mapped" if mapped else "same", *host]
-        with self._log_path.open("wb") as log:
+        arguments = [str(root), str(store), str(boxes), "mapped" if mapped else "same", *host]
+        with self._log_path.open("wb") as words:
             self._process = subprocess.Popen(  # noqa: ASYNC220
                 [sys.executable, "-I", "-S", "-c", START, house, str(theirs.fileno()), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=log,
+                stderr=words,
                 cwd="/",
                 env={},
                 start_new_session=True,
@@ -95,6 +100,37 @@ class Shard:
         if len(self._waiting) == 1:
             self._writable()
         return future
+
+    async def ask(self, message: wire.Message, fds: Sequence[int] = ()) -> wire.Message:
+        """Request and answer. Raises SandboxGone, or InfrastructureError when it could not be done."""
+        answer = await self.request(message, fds)
+        if answer.get("gone"):
+            raise SandboxGone(f"sandbox {message.get('name')} is no more")
+        if "fault" in answer:
+            raise InfrastructureError(f"{message['op']} in a spawner: {answer['fault']}")
+        return answer
+
+    async def talk(self, message: wire.Message, talk: Callable[[socket.socket], T]) -> T:
+        """Request something that answers on a connection of its own. `talk` holds our end, in a thread."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            ending = self.request(message, [theirs.detach()])
+            which = self.last_id
+            talking = asyncio.get_running_loop().run_in_executor(None, talk, ours)
+            try:
+                return await asyncio.shield(talking)
+            except asyncio.CancelledError:
+                ours.shutdown(socket.SHUT_RDWR)  # the thread ends, and with it the helper
+                await asyncio.wait([talking])
+                raise
+            except ConnectionError:
+                await asyncio.wait([ending], timeout=5.0)
+                answer = ending.result() if ending.done() else {}
+                if answer.get("gone"):
+                    raise SandboxGone(f"sandbox {message.get('name')} is no more") from None
+                raise InfrastructureError(f"{message['op']} in a spawner broke off: {answer}") from None
+            finally:
+                self._futures.pop(which, None)
 
     def _writable(self) -> None:
         while self._waiting:

@@ -36,7 +36,7 @@ class Spawner:
         self.boxes: dict[str, Message] = {}
         self.box_of_init: dict[int, str] = {}
         self.commands: dict[int, Message] = {}  # pid of a running command's leader: its request
-        self.helpers: dict[int, Message | None] = {}  # pid of one that handles files, or failed: its sandbox
+        self.helpers: dict[int, Message] = {}  # pid of a child that handles files: its request
         self.births: dict[int, tuple[socket.socket, Message, int]] = {}  # by descriptor of the birth's socket
         self.epoll = select.epoll()
         self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
@@ -89,6 +89,10 @@ class Spawner:
             "create": self._create,
             "exec": self._exec,
             "kill": self._kill,
+            "interrupt": self._interrupt,
+            "quiet": self._quiet,
+            "freeze": self._freeze,
+            "merge": self._merge,
             "files": self._files,
             "destroy": self._destroy,
         }
@@ -125,7 +129,6 @@ class Spawner:
             ours.send(b"m")
         except OSError:
             os.kill(pid, signal.SIGKILL)
-            self.helpers[pid] = None
             ours.close()
             raise
         ours.setblocking(False)
@@ -141,7 +144,6 @@ class Spawner:
             trouble = str(error)
         end.close()
         if trouble:
-            self.helpers[pid] = None
             self.reply(request, fault=trouble)
             return
         box = request["box"]
@@ -158,8 +160,10 @@ class Spawner:
             try:
                 pid = sys_.clone(0)
                 if pid == 0:
-                    child(pidfd)
-                    os._exit(255)
+                    try:
+                        child(pidfd)
+                    finally:  # whatever happens, there must not be two spawners
+                        os._exit(255)
             finally:
                 sys_.setns(self.own_pids, sys_.CLONE_NEWPID)
         finally:
@@ -189,13 +193,52 @@ class Spawner:
 
         def child(pidfd: int) -> None:
             end = socket.socket(fileno=os.dup(fds[0]))
-            enter.join(box, pidfd, self.mapped)
+            try:
+                enter.join(box, pidfd, self.mapped)
+            except OSError as error:
+                os.write(self.faults_in, f"{request['id']} {error}\n".encode())
+                os._exit(255)
             files.serve(request, end)
             os._exit(0)
 
         pid = self._inside(box, child)
         box["live"].add(pid)
-        self.helpers[pid] = box
+        self.helpers[pid] = request
+
+    def _freeze(self, request: Message, fds: list[int]) -> None:
+        box = self._box(request)
+        if box is not None:
+            self._copy_layers([f"/proc/{box['pid']}/cwd/upper"], request, fds[0])
+
+    def _merge(self, request: Message, fds: list[int]) -> None:
+        self._copy_layers(request["layers"], request, fds[0])
+
+    def _copy_layers(self, sources: list[str], request: Message, fd: int) -> None:
+        """Lay folders over one of `/boxes`, in a child that reports on `fd`."""
+        pid = sys_.clone(0)
+        if pid == 0:
+            try:
+                files.report_copy(sources, f"/boxes/{request['into']}", socket.socket(fileno=os.dup(fd)))
+                os._exit(0)
+            finally:
+                os._exit(255)
+        self.helpers[pid] = request
+
+    def _quiet(self, request: Message, _: list[int]) -> None:
+        box = self._box(request)
+        if box is not None:
+            sweep.end_everything(box, self._inside)
+            self.reply(request)
+
+    def _interrupt(self, request: Message, _: list[int]) -> None:
+        """Tell a shell to give up its line. It does when what it waits for ends by SIGINT, as by a ^C; what
+        does not heed that is killed, before which the shell must have heard."""
+        for pid, each in self.commands.items():
+            if each["id"] == request["which"]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+                sweep.signal_below(pid, signal.SIGKILL if request["kill"] else signal.SIGINT)
+        self.reply(request)
 
     def _kill(self, request: Message, _: list[int]) -> None:
         for pid, each in self.commands.items():
@@ -225,9 +268,21 @@ class Spawner:
             elif pid in self.box_of_init:
                 self._box_ended(pid)
             else:
-                box = self.helpers.pop(pid, None)
-                if box is not None:
-                    box["live"].discard(pid)
+                self._helper_ended(pid, status)
+
+    def _helper_ended(self, pid: int, status: int) -> None:
+        request = self.helpers.pop(pid, None)
+        if request is None:
+            return  # it was to become a sandbox, and said why it could not
+        box = self.boxes.get(request.get("name", ""))
+        if box is not None:
+            box["live"].discard(pid)
+        fault = self._fault(request["id"]) if status else None
+        if fault is not None:
+            self.reply(request, fault=fault)
+        else:
+            killed = os.WIFSIGNALED(status) and (box is None or sweep.is_exiting(box["pid"]))
+            self.reply(request, **({"gone": True} if killed else {"status": status}))
 
     def _command_ended(self, pid: int, status: int) -> None:
         request = self.commands.pop(pid)
@@ -279,14 +334,14 @@ class Spawner:
                 return
 
 
-def main(fd: str, root: str, store: str, state: str, mapped: str, *host: str) -> None:
+def main(fd: str, root: str, store: str, boxes: str, mapped: str, *host: str) -> None:
     """Serve on the socket `fd` until it closes (see `shard.py` for the other side)."""
     control = socket.socket(fileno=int(fd))
     os.set_inheritable(control.fileno(), False)
     control.setblocking(False)
     is_mapped = mapped == "mapped"
     try:
-        view.enter(Path(root), Path(store), Path(state), list(host), is_mapped)
+        view.enter(Path(root), Path(store), Path(boxes), list(host), is_mapped)
         install_filter()
         spawner = Spawner(control, is_mapped)
     except OSError as error:

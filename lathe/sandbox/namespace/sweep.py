@@ -23,15 +23,20 @@ def end_leftovers(box: Box, inside: Inside) -> None:
     if not children(init):
         return
     if not box["live"]:
-        with contextlib.suppress(OSError):
-            os.waitpid(inside(box, _kill_everything), 0)
+        end_everything(box, inside)
         return
     for _ in range(20):  # what forks while it is being killed
         orphans = [pid for pid in children(init) if session(pid) not in box["live"]]
         if not orphans:
             return
         for pid in orphans:
-            _kill_tree(pid)
+            signal_below(pid, signal.SIGKILL, and_itself=True)
+
+
+def end_everything(box: Box, inside: Inside) -> None:
+    """Kill every process of a sandbox but its first."""
+    with contextlib.suppress(OSError):
+        os.waitpid(inside(box, _kill_everything), 0)
 
 
 def _kill_everything(_: int) -> None:
@@ -58,12 +63,14 @@ def session(pid: int) -> int | None:
         return None
 
 
-def _kill_tree(pid: int) -> None:
+def signal_below(pid: int, number: int, and_itself: bool = False) -> None:
+    """Send a signal to what a process has started, and to what that has started."""
     below = children(pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    if and_itself:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
     for each in below:
-        _kill_tree(each)
+        signal_below(each, number, and_itself=True)
 
 
 def is_exiting(pid: int) -> bool:

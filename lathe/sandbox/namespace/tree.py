@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from typing import Any
 
 CHUNK = 1 << 20
@@ -156,3 +157,23 @@ def _clear(where: int | None, name: str) -> None:
         pass
     except IsADirectoryError:
         raise IsADirectoryError(21, "a folder stands where a file should go", name) from None
+
+
+def receive_answer(end: socket.socket) -> Frame:
+    """The other side's next frame. Raises the OSError or ValueError that it met instead."""
+    frame = receive_frame(end)
+    if "errno" in frame:
+        raise OSError(frame["errno"], os.strerror(frame["errno"]), frame["path"])
+    if "refused" in frame:
+        raise ValueError(frame["refused"])
+    return frame
+
+
+def send_then_hear(end: socket.socket, send: Callable[[], None]) -> None:
+    """Send, then hear how it went: what the other side says counts more than that it stopped listening."""
+    try:
+        send()
+        end.shutdown(socket.SHUT_WR)
+    except BrokenPipeError:
+        pass
+    receive_answer(end)

@@ -6,7 +6,7 @@
 /skel    the lowest layer of every sandbox: mount points, a synthesized /etc
 /store   the layers of images, as they are; /owned: the same, what belongs to root shown as the sandbox's
 root's
-/state   the pool's own folder
+/boxes   the layers of sandboxes that sleep or were forked
 /init    the program of every first process
 /mnt, /new   mount points; each sandbox has its own copy of this tree when it mounts there
 """
@@ -76,7 +76,7 @@ FOLDERS = (
 )
 
 
-def enter(root: Path, store: Path, state: Path, host: list[str], mapped: bool) -> None:
+def enter(root: Path, store: Path, boxes: Path, host: list[str], mapped: bool) -> None:
     """Move this process into a private root of its own, and into a network that reaches nothing.
 
     `mapped`: it is root, and sandboxes map to other users; else it becomes root of a user namespace first.
@@ -88,7 +88,7 @@ def enter(root: Path, store: Path, state: Path, host: list[str], mapped: bool) -
         write_maps("self", [(0, uid, 1)], [(0, gid, 1)])
     sys_.mount(None, "/", None, sys_.MS_REC | sys_.MS_PRIVATE)
     sys_.mount("tmpfs", str(root), "tmpfs", sys_.MS_NOSUID, "mode=755")
-    for name in ("proc", "device", "host", "skel", "store", "owned", "state", "mnt", "new", "old"):
+    for name in ("proc", "device", "host", "skel", "store", "owned", "boxes", "mnt", "new", "old"):
         (root / name).mkdir()
     sys_.mount("/proc", str(root / "proc"), None, sys_.MS_BIND | sys_.MS_REC)
     _devices(root / "device")
@@ -100,7 +100,7 @@ def enter(root: Path, store: Path, state: Path, host: list[str], mapped: bool) -
         with user_namespace([(0, FIRST_UID, NUM_UIDS)]) as fd:
             attributes = sys_.MOUNT_ATTR_RDONLY | sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NODEV
             _bind(str(store), root / "owned", attributes, fd)
-    _bind(str(state), root / "state", sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NODEV)
+    _bind(str(boxes), root / "boxes", sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NODEV)
     skeleton(root / "skel")
     if mapped:
         _give(root / "skel", FIRST_UID)
