@@ -7,10 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from lathe.agent.events import Event, ToolEnded, ToolStarted
+from lathe.agent.guard import has_leaked_call
 from lathe.agent.tools.tool import AgentTool, Kind, Output, ToolError, Workspace
 from lathe.text.tool_arguments import Schema
 from lathe.types import Message, ToolCall
@@ -35,12 +37,10 @@ class DamagedCall(ToolError):
 
 @dataclass(frozen=True)
 class Answered:
-    """A call's result. `damaged`: it could not be run at all."""
+    """A call's result."""
 
     message: Message
     is_error: bool = False
-    damaged: bool = False
-    denied: bool = False
 
 
 async def answer_calls(
@@ -94,29 +94,27 @@ async def _answer(
 ) -> Answered:
     started = time.monotonic()
     on_event(ToolStarted(call))
-    output, damaged, denied = await _carry_out(call, known, workspace, approve)
+    output, denied = await _carry_out(call, known, workspace, approve)
     message = Message("tool", output.text, tool_call_id=call.id, name=call.name)
     duration_s = time.monotonic() - started
     on_event(ToolEnded(call, message, duration_s, output.is_error, denied, output.diff))
-    return Answered(message, output.is_error, damaged, denied)
+    return Answered(message, output.is_error)
 
 
 async def _carry_out(
     call: ToolCall, known: Mapping[str, AgentTool], workspace: Workspace | None, approve: Approve | None
-) -> tuple[Output, bool, bool]:
-    """The result; whether the call was damaged; whether it was denied."""
+) -> tuple[Output, bool]:
+    """The result, and whether the call was denied."""
     try:
         tool, arguments = check(call, known)
         assert workspace is not None, "where there are tools, there is a sandbox"
         if approve is not None:
             refusal = await approve(Proposal(call, tool.kind, await _preview(tool, workspace, arguments)))
             if refusal is not None:
-                return Output(refusal or "The user did not allow this call.", is_error=True), False, True
-        return await tool.run(workspace, arguments), False, False
-    except DamagedCall as error:
-        return Output(str(error), is_error=True), True, False
+                return Output(refusal or "The user did not allow this call.", is_error=True), True
+        return await tool.run(workspace, arguments), False
     except ToolError as error:
-        return Output(str(error), is_error=True), False, False
+        return Output(str(error), is_error=True), False
 
 
 async def _preview(tool: AgentTool, workspace: Workspace, arguments: Mapping[str, Any]) -> str:
@@ -142,6 +140,10 @@ def check(call: ToolCall, known: Mapping[str, AgentTool]) -> tuple[AgentTool, di
         hint = f" Did you mean {close[0]}?" if close else ""
         raise DamagedCall(f"There is no tool {call.name!r}.{hint} The tools are: {', '.join(known)}.")
     schema = Schema(tool.spec.parameters)
+    if [*call.arguments] == ["arguments"] and "arguments" not in schema.properties:
+        raise DamagedCall(
+            f"{call.name} was not run: its arguments are no JSON object. {_usage(tool, schema)}"
+        )
     given = {
         name: value for name, value in call.arguments.items() if value is not None or name in schema.required
     }
@@ -150,6 +152,29 @@ def check(call: ToolCall, known: Mapping[str, AgentTool]) -> tuple[AgentTool, di
     if wrong:
         raise DamagedCall(f"{call.name} was not run: {'; '.join(wrong)}. {_usage(tool, schema)}")
     return tool, arguments
+
+
+def num_damaged(messages: Sequence[Message], tools: Sequence[AgentTool]) -> int:
+    """How many of the latest replies, one after the other, had calls of which none could be run."""
+    known = {tool.name: tool for tool in tools}
+    count = 0
+    for message in reversed(messages):
+        if message.role != "assistant":
+            continue
+        if any(map(partial(_is_whole, known=known), message.tool_calls)):
+            break
+        if not message.tool_calls and not has_leaked_call(message.content):
+            break
+        count += 1
+    return count
+
+
+def _is_whole(call: ToolCall, known: Mapping[str, AgentTool]) -> bool:
+    try:
+        check(call, known)
+    except DamagedCall:
+        return False
+    return True
 
 
 def _problems(schema: Schema, arguments: Mapping[str, Any]) -> Iterator[str]:

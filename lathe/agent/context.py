@@ -20,6 +20,7 @@ TOKENS_PER_CHAR = 1 / 3
 # Dropping old results is enough where it gets down to this part of the window.
 DROPPED_TO = 0.5
 KEPT_PART = 0.2
+ASKED_PART = 0.6
 SHORT_RESULT_CHARS = 400
 MAX_SUMMARY_TOKENS = 4096
 
@@ -80,7 +81,13 @@ async def compact(
     size = round(num_chars(thin.messages, thin.tools) * rate)
     if size <= DROPPED_TO * max_context and thin.messages != trajectory.messages:
         return Compaction((trajectory,), thin, size)
-    ended, completion = await summarize(model, trajectory, thin, max_context, sampling, on_event)
+    # What is too long as it stands may fit without its old results, or without its old turns.
+    head = thin.messages[: num_head(thin.messages)]
+    recent = thin.messages[
+        last_turns(thin.messages, round(max_context * ASKED_PART / rate) - num_chars(head)) :
+    ]
+    readings = (trajectory, thin, branched(trajectory, (*head, *recent)))
+    ended, completion = await summarize(model, readings, max_context, sampling, on_event)
     summary = completion.message.content.strip()
     if not summary:
         raise ContextFull("The context is full, and the model gave no summary of it.")
@@ -92,22 +99,21 @@ async def compact(
 
 async def summarize(
     model: Model,
-    trajectory: Trajectory,
-    thin: Trajectory,
+    readings: Sequence[Trajectory],
     max_context: int,
     sampling: SamplingParams | None,
     on_event: Callable[[Any], None] | None,
 ) -> tuple[tuple[Trajectory, ...], Completion]:
-    """The summary, asked for behind the conversation as it stands, which the model's cache holds; where that
-    does not fit, behind the one without its old results."""
+    """The summary, asked for behind the first reading of the conversation that fits; and the trajectories
+    that have ended with it. The first reading is the conversation itself, which the model's cache holds."""
     wanted = replace(sampling or SamplingParams(), max_tokens=min(MAX_SUMMARY_TOKENS, max_context // 8))
-    for attempt in (trajectory, thin):
-        asked = attempt.add(Message("user", SUMMARIZE))
+    for reading in readings:
+        asked = reading.add(Message("user", SUMMARIZE))
         try:
             completion = await model.complete(asked, wanted, on_event=on_event)
         except PromptTooLong:
             continue
-        before = () if attempt is trajectory else (trajectory,)
+        before = () if reading is readings[0] else readings[:1]
         return (*before, asked.extend(completion, wanted)), completion
     raise ContextFull("The context is full: not even the request for a summary fits any more.")
 
@@ -125,10 +131,15 @@ def branched(trajectory: Trajectory, messages: tuple[Message, ...]) -> Trajector
 def summed_up(messages: Sequence[Message], summary: str, kept: int) -> tuple[Message, ...]:
     """The beginning, the summary, what the user asked last, and the messages from `kept` on."""
     head = num_head(messages)
-    asked = [place for place, message in enumerate(messages) if message.role == "user"]
+    asked = [place for place, message in enumerate(messages) if is_asked(message)]
     last = asked[-1] if asked else head
     again = (messages[last],) if head <= last < kept else ()
     return (*messages[:head], Message("user", SUMMED_UP + summary), *again, *messages[kept:])
+
+
+def is_asked(message: Message) -> bool:
+    """Did the user say this? An earlier summary stands in the user's place, too."""
+    return message.role == "user" and not message.content.startswith(SUMMED_UP)
 
 
 def num_head(messages: Sequence[Message]) -> int:

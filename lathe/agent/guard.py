@@ -47,6 +47,7 @@ LEAKED = (
     "Your reply holds a tool call that can't be read, so nothing was run. Make the call again, with all of "
     "its tags and parameters."
 )
+ONLY_DAMAGED = f"{MAX_DAMAGED} replies in a row had no call that could be run."
 
 Stop = tuple[StopReason, str]
 
@@ -59,10 +60,13 @@ class Nudge:
     text: str
 
 
-def judge(messages: Sequence[Message], *, was_cut: bool, has_tools: bool, max_announced: int) -> Stop | Nudge:
+def judge(
+    messages: Sequence[Message], *, was_cut: bool, has_tools: bool, max_announced: int, num_damaged: int
+) -> Stop | Nudge:
     """What a reply without calls, the last message, means: the end, or something to say to the model.
 
-    `was_cut`: the reply was ended by its length limit.
+    `was_cut`: the reply was ended by its length limit. `num_damaged` replies in a row, this one among them,
+    had calls that can't be run.
     """
     words = messages[-1].content
     if was_cut:
@@ -76,8 +80,8 @@ def judge(messages: Sequence[Message], *, was_cut: bool, has_tools: bool, max_an
             return "done", "The last replies were empty."
         return Nudge("empty", EMPTY)
     if has_leaked_call(words):
-        if num_said(messages, LEAKED) >= MAX_DAMAGED - 1:
-            return "loop", f"{MAX_DAMAGED} replies in a row had no call that could be run."
+        if num_damaged >= MAX_DAMAGED:
+            return "loop", ONLY_DAMAGED
         return Nudge("damaged_call", LEAKED)
     num_announced = sum(message == Message("user", ANNOUNCED) for message in messages)
     if announces(words) and not num_said(messages, ANNOUNCED) and num_announced < max_announced:
@@ -131,7 +135,7 @@ def _num_rounds(done: Sequence[object], size: int) -> int:
 
 def announces(text: str) -> bool:
     """Does a reply without a call end by saying what its writer is about to do?"""
-    lines = CODE.sub("", text).strip().splitlines()
+    lines = CODE.sub("`code`", text).strip().splitlines()
     if not lines:
         return False
     last = lines[-1].strip()

@@ -16,10 +16,11 @@ from typing import Any
 
 from lathe.agent import context, prompt
 from lathe.agent.attempt import AgentConfig, Attempt, Counts
-from lathe.agent.calls import Answered, Approve, answer_calls
+from lathe.agent.calls import Answered, Approve, answer_calls, num_damaged
 from lathe.agent.events import Compacted, Ended, Event, Nudged, StopReason, TurnEnded, TurnStarted
 from lathe.agent.guard import (
     MAX_DAMAGED,
+    ONLY_DAMAGED,
     REPEATS,
     STOP_AT,
     TELL_AT,
@@ -112,7 +113,6 @@ class _Agent:
         self.started = time.monotonic()
         self.known: int | None = None  # tokens up to the last reply, where its ids don't tell
         self.results: dict[int, Answered] = {}  # of the calls that are being answered
-        self.num_damaged = 0
         self.just_compacted = False
         self.was_cut = False  # the last reply, by its limit
 
@@ -223,7 +223,8 @@ class _Agent:
         try:
             completion = await self.model.complete(self.trajectory, sampling, on_event=hear)
         except PromptTooLong as error:
-            self.max_context = self.max_context or error.max_context
+            if error.max_context:  # the model knows better
+                self.max_context = min(self.max_context or error.max_context, error.max_context)
             await self._compact()
             return None
         if completion.finish_reason == "abort":
@@ -289,11 +290,9 @@ class _Agent:
         await answer_calls(
             calls, self.tools, self.workspace, self.results, approve=self.approve, on_event=self.emit
         )
-        answered = [self.results[place] for place in range(len(calls))]
         self._settle("")
-        self.num_damaged = self.num_damaged + 1 if all(each.damaged for each in answered) else 0
-        if self.num_damaged >= MAX_DAMAGED:
-            return "loop", f"{MAX_DAMAGED} replies in a row had no call that could be run."
+        if num_damaged(self.trajectory.messages, self.tools) >= MAX_DAMAGED:
+            return "loop", ONLY_DAMAGED
         repeats = num_repeats(self.trajectory.messages)
         if repeats >= STOP_AT and before >= TELL_AT:
             return "loop", f"The same call was made {repeats} times, with the same result."
@@ -326,6 +325,7 @@ class _Agent:
             was_cut=self.was_cut,
             has_tools=bool(self.tools),
             max_announced=self.config.max_announced,
+            num_damaged=num_damaged(self.trajectory.messages, self.tools),
         )
         if not isinstance(verdict, Nudge):
             return verdict

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from lathe.agent.tools.tool import KEPT, AgentTool, Output, Workspace, schema
@@ -32,9 +33,10 @@ async def run(workspace: Workspace, arguments: Mapping[str, Any]) -> Output:
         return await run_in_background(workspace, TRAILING.sub("", command))
     timeout_s = min(max(float(arguments.get("timeout_s") or DEFAULT_TIMEOUT_S), 1.0), MAX_TIMEOUT_S)
     # On the command's own line, so that bash counts lines as the model does.
-    line = f"trap 'pwd -P >{CWD_FILE}' EXIT; {command}"
+    line = f"trap '{{ pwd -P >{CWD_FILE}; }} 2>/dev/null' EXIT; {command}"
     before = workspace.cwd
-    await workspace.sandbox.write(CWD_FILE, before + "\n")
+    with suppress(OSError, ValueError):  # the last command may have done what it liked with our file
+        await workspace.sandbox.write(CWD_FILE, before + "\n")
     result = await workspace.sandbox.exec(
         ["/bin/sh", "-c", START, "sh", line],
         cwd=before,
@@ -81,7 +83,7 @@ async def last_folder(workspace: Workspace, before: str) -> str:
     try:
         path = (await workspace.sandbox.read(CWD_FILE, max_bytes=4096)).decode().removesuffix("\n")
         await workspace.sandbox.list(path or before)
-    except (OSError, ValueError):  # the command may do what it likes with our file
+    except (OSError, ValueError):
         return before
     return path or before
 
