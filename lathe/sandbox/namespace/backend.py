@@ -76,6 +76,7 @@ class NamespaceBackend:
 
     async def create(self, spec: SandboxSpec, warm: bool = True) -> NamespaceSandbox:
         """A new sandbox; a cold one is only noted, and mounted at its first use."""
+        check(spec)
         on_host = self.images.on_host(spec.image)
         path = f"{self._venv(spec) or sys.prefix}/bin:{PATH}" if on_host else PATH
         env = {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
@@ -277,6 +278,20 @@ class NamespaceBackend:
             (f"/host/{place}", venv if venv and path == sys.prefix else path)
             for place, path in enumerate(self._host)
         ]
+
+
+def check(spec: SandboxSpec) -> None:
+    """Raise UserError for what no sandbox can be made of."""
+    for what, path in [("workdir", spec.workdir), *(("a bind's path", bind.path) for bind in spec.binds)]:
+        if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
+            raise UserError(f"{what} must be an absolute path inside the sandbox, not {path!r}")
+    for bind in spec.binds:
+        if not Path(bind.source).is_absolute() or not Path(bind.source).exists():
+            raise UserError(
+                f"there is no {bind.source!r} on this machine to show in a sandbox (say its whole path)"
+            )
+    if not spec.hostname or len(spec.hostname.encode()) > 64 or "\0" in spec.hostname:
+        raise UserError(f"a host name has 1 to 64 bytes, not {spec.hostname!r}")
 
 
 def host_paths() -> list[str]:

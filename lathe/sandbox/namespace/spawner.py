@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lathe.sandbox.namespace import build, enter, files, sweep, view, wire
+from lathe.sandbox.namespace import binds, build, enter, files, sweep, view, wire
 from lathe.sandbox.namespace import syscalls as sys_
 from lathe.sandbox.namespace.privileges import install_filter
 
@@ -30,9 +30,10 @@ Message = dict[str, Any]
 class Spawner:
     """State of a shard: which child is which sandbox's first process, or which command's."""
 
-    def __init__(self, control: socket.socket, mapped: bool):
+    def __init__(self, control: socket.socket, outside: int, mapped: bool):
         self.control = control
         self.mapped = mapped
+        self.outside = outside
         self.boxes: dict[str, Message] = {}
         self.box_of_init: dict[int, str] = {}
         self.commands: dict[int, Message] = {}  # pid of a running command's leader: its request
@@ -116,7 +117,10 @@ class Spawner:
         self.epoll.modify(self.control.fileno(), select.EPOLLIN)
 
     def _create(self, request: Message, _: list[int]) -> None:
-        box = request["box"]
+        with binds.attached(request["box"]["binds"], self.outside, self.mapped) as places:
+            self._give_birth(request, {**request["box"], "binds": places})
+
+    def _give_birth(self, request: Message, box: Message) -> None:
         ours, theirs = socket.socketpair()
         pid = sys_.clone(build.namespaces(box))
         if pid == 0:
@@ -341,9 +345,9 @@ def main(fd: str, root: str, store: str, boxes: str, mapped: str, *host: str) ->
     control.setblocking(False)
     is_mapped = mapped == "mapped"
     try:
-        view.enter(Path(root), Path(store), Path(boxes), list(host), is_mapped)
+        outside = view.enter(Path(root), Path(store), Path(boxes), list(host), is_mapped)
         install_filter()
-        spawner = Spawner(control, is_mapped)
+        spawner = Spawner(control, outside, is_mapped)
     except OSError as error:
         wire.send(control, wire.pack({"id": 0, "refused": str(error)}))
         sys.exit(1)

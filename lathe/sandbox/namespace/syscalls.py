@@ -42,7 +42,7 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_PARENT = 0x8000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
+MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 1 << 18, 1 << 19
 MNT_DETACH = 2
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
@@ -148,12 +148,16 @@ class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def clone_mount(path: str, attributes: int, userns: int | None = None) -> int:
-    """A detached mount of `path`, with attributes and, given a user namespace, with its owners mapped."""
-    tree = call("open_tree", AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | os.O_CLOEXEC)
+def clone_mount(path: str, attributes: int, userns: int | None = None, below: bool = False) -> int:
+    """A detached mount of `path`, with attributes and, given a user namespace, with its owners mapped.
+
+    `below`: with what is mounted below it, as a user namespace must have it.
+    """
+    depth = AT_RECURSIVE if below else 0
+    tree = call("open_tree", AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | os.O_CLOEXEC | depth)
     attr = _MountAttr(attributes | (MOUNT_ATTR_IDMAP if userns is not None else 0), 0, 0, userns or 0)
     try:
-        call("mount_setattr", tree, b"", AT_EMPTY_PATH, attr, ctypes.sizeof(attr))
+        call("mount_setattr", tree, b"", AT_EMPTY_PATH | depth, attr, ctypes.sizeof(attr))
     except OSError:
         os.close(tree)
         raise

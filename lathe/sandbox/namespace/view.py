@@ -4,9 +4,10 @@
 /device  null, zero, random, urandom, full, tty
 /host/N  read-only views of this machine's programs
 /skel    the lowest layer of every sandbox: mount points, a synthesized /etc
-/store   the layers of images, as they are; /owned: the same, what belongs to root shown as the sandbox's
-root's
+/store   the layers of images, as they are
+/owned   the same, with what belongs to root shown as the sandbox's root's
 /boxes   the layers of sandboxes that sleep or were forked
+/binds   folders of this machine on their way into the sandbox that is being made
 /init    the program of every first process
 /mnt, /new   mount points; each sandbox has its own copy of this tree when it mounts there
 """
@@ -76,28 +77,34 @@ FOLDERS = (
 )
 
 
-def enter(root: Path, store: Path, boxes: Path, host: list[str], mapped: bool) -> None:
+def enter(root: Path, store: Path, boxes: Path, host: list[str], mapped: bool) -> int:
     """Move this process into a private root of its own, and into a network that reaches nothing.
 
-    `mapped`: it is root, and sandboxes map to other users; else it becomes root of a user namespace first.
+    Returns a descriptor of the mount namespace that it leaves, in which this machine's folders have their
+    names. `mapped`: it is root, and sandboxes map to other users; else it becomes root of a user namespace
+    first.
     """
     kinds = sys_.CLONE_NEWNS | sys_.CLONE_NEWNET | sys_.CLONE_NEWIPC
     uid, gid = os.getuid(), os.getgid()
     sys_.call("unshare", kinds if mapped else kinds | sys_.CLONE_NEWUSER)
     if not mapped:
         write_maps("self", [(0, uid, 1)], [(0, gid, 1)])
+    sys_.mount(None, "/", None, sys_.MS_REC | sys_.MS_SLAVE)  # what is mounted out there later is seen, too
+    outside = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    sys_.call("unshare", sys_.CLONE_NEWNS)
     sys_.mount(None, "/", None, sys_.MS_REC | sys_.MS_PRIVATE)
     sys_.mount("tmpfs", str(root), "tmpfs", sys_.MS_NOSUID, "mode=755")
-    for name in ("proc", "device", "host", "skel", "store", "owned", "boxes", "mnt", "new", "old"):
+    for name in ("proc", "device", "host", "skel", "store", "owned", "boxes", "binds", "mnt", "new", "old"):
         (root / name).mkdir()
     sys_.mount("/proc", str(root / "proc"), None, sys_.MS_BIND | sys_.MS_REC)
     _devices(root / "device")
     for place, path in enumerate(host):
         attributes = sys_.MOUNT_ATTR_RDONLY | sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NODEV
-        _bind(path, root / "host" / str(place), attributes)
+        _bind(path, root / "host" / str(place), attributes, below=not mapped)
     _bind(str(store), root / "store", sys_.MOUNT_ATTR_RDONLY | sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NODEV)
     if mapped:
-        with user_namespace([(0, FIRST_UID, NUM_UIDS)]) as fd:
+        rows = [(0, FIRST_UID, NUM_UIDS)]
+        with user_namespace(rows, rows) as fd:
             attributes = sys_.MOUNT_ATTR_RDONLY | sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NODEV
             _bind(str(store), root / "owned", attributes, fd)
     _bind(str(boxes), root / "boxes", sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NODEV)
@@ -111,6 +118,7 @@ def enter(root: Path, store: Path, boxes: Path, host: list[str], mapped: bool) -
     sys_.call("pivot_root", b".", b"old")
     os.chdir("/")
     sys_.umount("/old")
+    return outside
 
 
 def write_maps(pid: int | str, uids: list[tuple[int, int, int]], gids: list[tuple[int, int, int]]) -> None:
@@ -126,14 +134,14 @@ def write_maps(pid: int | str, uids: list[tuple[int, int, int]], gids: list[tupl
 
 
 @contextmanager
-def user_namespace(rows: list[tuple[int, int, int]]) -> Iterator[int]:
+def user_namespace(uids: list[tuple[int, int, int]], gids: list[tuple[int, int, int]]) -> Iterator[int]:
     """A descriptor of a user namespace with these maps, for mounts that show other owners."""
     pid = sys_.clone(sys_.CLONE_NEWUSER)
     if pid == 0:
         while True:
             signal.pause()
     try:
-        write_maps(pid, rows, rows)
+        write_maps(pid, uids, gids)
         fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -144,12 +152,12 @@ def user_namespace(rows: list[tuple[int, int, int]]) -> Iterator[int]:
         os.close(fd)
 
 
-def _bind(source: str, target: Path, attributes: int, userns: int | None = None) -> None:
+def _bind(source: str, target: Path, attributes: int, userns: int | None = None, below: bool = False) -> None:
     if Path(source).is_dir():
         target.mkdir(exist_ok=True)
     else:
         target.touch()
-    tree = sys_.clone_mount(source, attributes, userns)
+    tree = sys_.clone_mount(source, attributes, userns, below)
     sys_.attach_mount(tree, str(target))
     os.close(tree)
 
