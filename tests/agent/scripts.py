@@ -4,7 +4,7 @@ from lathe.text.tool_calls import render
 from lathe.types import ToolCall
 
 
-def call(name: str, **arguments) -> str:
+def call(name: str, /, **arguments) -> str:
     """One call, without words."""
     return render([ToolCall(name, arguments)])
 
