@@ -4,16 +4,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from sandbox_traces import until
 
 from lathe.errors import SandboxGone
 from lathe.sandbox.spec import SandboxSpec
 from lathe.types import Limits
-
-
-async def until(condition, limit_s=60.0):
-    async with asyncio.timeout(limit_s):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 async def test_a_background_command_goes_on(pool):
@@ -24,11 +19,7 @@ async def test_a_background_command_goes_on(pool):
     assert await process.wait() == result
 
     server = await box.start("echo up; exec sleep 1000")
-
-    async def is_up():
-        return server.output()[0] == "up\n"
-
-    await until(is_up)
+    await until(lambda: server.output()[0] == "up\n")
     with pytest.raises(TimeoutError):
         await server.wait(0.05)
     assert (await box.exec("ps -e | grep -c sleep")).stdout == "1\n"  # another command's end leaves it alone
@@ -157,11 +148,7 @@ async def test_lifetimes_end_a_sandbox(pool):
     old = await pool.create(SandboxSpec(limits=replace(limits, lifetime_s=0.3)))
     with pytest.raises(SandboxGone):
         await old.exec("sleep 1000")
-
-    async def is_gone():
-        return idle.gone is not None
-
-    await until(is_gone)
+    await until(lambda: idle.gone is not None)
     with pytest.raises(SandboxGone, match="nobody has used it"):
         await idle.exec(["true"])
     with pytest.raises(SandboxGone, match="lived for"):

@@ -103,13 +103,30 @@ class NamespaceBackend:
         shard = await self._shard(place)
         shard.num_boxes += 1
         try:
-            await shard.ask({"op": "create", "box": self._describe(box)})
-            if box.gone:  # meanwhile
-                await self.cool(box, shard)
+            making = shard.request({"op": "create", "box": self._describe(box)})
         except BaseException:
             shard.num_boxes -= 1
             raise
+        try:
+            answer = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            self._later(self._undo(making, box, shard))
+            raise
+        except BaseException:
+            shard.num_boxes -= 1
+            raise
+        if "fault" in answer:
+            shard.num_boxes -= 1
+            raise InfrastructureError(f"a sandbox could not be made: {answer['fault']}")
+        if box.gone:  # closed meanwhile
+            await self.cool(box, shard)
         return shard
+
+    async def _undo(self, making: asyncio.Future[dict], box: NamespaceSandbox, shard: Shard) -> None:
+        """Nobody waits for this sandbox any more."""
+        with contextlib.suppress(InfrastructureError):
+            await making
+        await self.cool(box, shard)
 
     def _describe(self, box: NamespaceSandbox) -> dict:
         spec = box.spec
@@ -251,15 +268,17 @@ class NamespaceBackend:
     def _layers(self, image: str | None) -> list[str]:
         if image is None:
             return []
-        views = []
+        views: list[str] = []
         for layer in self.images.layers(image):
-            store = "owned" if self._mapped and layer.stat().st_uid == 0 else "store"
             try:
+                store = "owned" if self._mapped and layer.stat().st_uid == 0 else "store"
                 views.append(f"/{store}/{layer.relative_to(self.images.root / 'layers')}")
             except ValueError:
                 raise UserError(
                     f"image {image}: its layer {layer} lies outside of {self.images.root}"
                 ) from None
+            except OSError as error:
+                raise InfrastructureError(f"image {image}: no overlay without its layer: {error}") from None
         return views
 
     def _venv(self, spec: SandboxSpec) -> str | None:

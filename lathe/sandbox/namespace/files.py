@@ -32,7 +32,7 @@ def serve(request: dict[str, Any], end: socket.socket) -> None:
         os.chdir(request["cwd"])
         operations[request["what"]](request, end)
     except OSError as error:
-        send_frame(end, {"errno": error.errno or 5, "path": request["path"]})
+        report_error(end, error, request["path"])
     except ValueError as error:
         send_frame(end, {"refused": str(error)})
 
@@ -107,12 +107,13 @@ def _list(request: dict[str, Any], end: socket.socket) -> None:
 
 def report_copy(sources: list[str], into: str, end: socket.socket) -> None:
     """Lay layers over the one at `into`, lowest first, and say how much that was."""
-    try:
-        copies = [lay_over(source, into) for source in sources]
-        totals = {name: sum(getattr(each, name) for each in copies) for name in ("num_bytes", "num_entries")}
-        send_frame(end, totals)
-    except OSError as error:
-        send_frame(end, {"errno": error.errno or 5, "path": str(error.filename or into)})
+    copies = [lay_over(source, into) for source in sources]
+    totals = {name: sum(getattr(each, name) for each in copies) for name in ("num_bytes", "num_entries")}
+    send_frame(end, totals)
+
+
+def report_error(end: socket.socket, error: OSError, path: str) -> None:
+    send_frame(end, {"errno": error.errno or 5, "path": str(error.filename or path)})
 
 
 def _push(request: dict[str, Any], end: socket.socket) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import posixpath
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BACKGROUND_OUTPUT_BYTES = 16 << 20
+
+
+@contextmanager
+def machine(what: str) -> Iterator[None]:
+    """An OSError in here is the machine's: a full disk, a folder that somebody took away."""
+    try:
+        yield
+    except OSError as error:
+        raise InfrastructureError(f"{what}: {error}") from error
 
 
 class NamespaceSandbox:
@@ -150,15 +159,18 @@ class NamespaceSandbox:
             return await shard.talk({"op": "files", "name": self.id, "cwd": self.workdir, **request}, talk)
 
     async def snapshot(self) -> str:
-        name, _ = await self._freeze()
-        return await self._backend.adopt(self, name)
+        with machine(f"a snapshot of sandbox {self.id}"):
+            name, _ = await self._freeze()
+            return await self._backend.adopt(self, name)
 
     async def fork(self) -> NamespaceSandbox:
-        if self.shard is None and self.gone is None:
+        with machine(f"a fork of sandbox {self.id}"):
             async with self._changing:
-                return await self._backend.branch(self, [])
-        name, num_bytes = await self._freeze()
-        return await self._backend.branch(self, [name], num_bytes)
+                self._check()
+                if self.shard is None:
+                    return await self._backend.branch(self, [])
+            name, num_bytes = await self._freeze()
+            return await self._backend.branch(self, [name], num_bytes)
 
     async def _freeze(self) -> tuple[str, int]:
         """Copy what it wrote since it became warm to a new folder: its name, and its files' bytes."""
@@ -179,12 +191,14 @@ class NamespaceSandbox:
                 return
             shard = self.shard
             await shard.ask({"op": "quiet", "name": self.id})
-            name = self._backend.new_layer()
-            try:
-                copied = await shard.talk({"op": "freeze", "name": self.id, "into": name}, receive_answer)
-            except BaseException:
-                self._backend.delete_layer(name)
-                raise
+            with machine(f"sandbox {self.id} can't sleep"):
+                name = self._backend.new_layer()
+                try:
+                    request = {"op": "freeze", "name": self.id, "into": name}
+                    copied = await shard.talk(request, receive_answer)
+                except BaseException:
+                    self._backend.delete_layer(name)
+                    raise
             self.shard = None
             await self._backend.cool(self, shard)
             if copied["num_entries"]:

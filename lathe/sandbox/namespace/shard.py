@@ -66,6 +66,9 @@ class Shard:
         except TimeoutError:
             await self.close()
             raise InfrastructureError("a spawner did not start within 30 s") from None
+        except BaseException:
+            await self.close()
+            raise
         if "refused" in answer:
             await self.close()
             raise InfrastructureError(f"this machine refuses sandboxes by namespaces: {answer['refused']}")

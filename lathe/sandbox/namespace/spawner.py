@@ -79,7 +79,7 @@ class Spawner:
             try:
                 self._answer(request, fds)
             except OSError as error:
-                self.reply(request, fault=f"{error}")
+                self._fail(request, f"{error}")
             finally:
                 for each in fds:
                     os.close(each)
@@ -98,6 +98,14 @@ class Spawner:
             "destroy": self._destroy,
         }
         operations[request["op"]](request, fds)
+
+    def _fail(self, request: Message, why: str) -> None:
+        """Say that something could not be done: the machine's fault, unless the sandbox is just ending."""
+        box = self.boxes.get(request.get("name", ""))
+        if "name" in request and (box is None or sweep.is_exiting(box["pid"])):
+            self.reply(request, gone=True)
+        else:
+            self.reply(request, fault=why)
 
     def reply(self, request: Message, **more: Any) -> None:
         self.outbox.append(wire.pack({"id": request["id"], **more}))
@@ -176,8 +184,9 @@ class Spawner:
 
     def _box(self, request: Message) -> Message | None:
         box = self.boxes.get(request["name"])
-        if box is None:
+        if box is None or sweep.is_exiting(box["pid"]):
             self.reply(request, gone=True)
+            return None
         return box
 
     def _exec(self, request: Message, fds: list[int]) -> None:
@@ -212,18 +221,24 @@ class Spawner:
     def _freeze(self, request: Message, fds: list[int]) -> None:
         box = self._box(request)
         if box is not None:
-            self._copy_layers([f"/proc/{box['pid']}/cwd/upper"], request, fds[0])
+            self._copy_layers([f"/proc/{box['pid']}/cwd/upper"], request, fds[0], box["pid"])
 
     def _merge(self, request: Message, fds: list[int]) -> None:
         self._copy_layers(request["layers"], request, fds[0])
 
-    def _copy_layers(self, sources: list[str], request: Message, fd: int) -> None:
+    def _copy_layers(self, sources: list[str], request: Message, fd: int, owner: int | None = None) -> None:
         """Lay folders over one of `/boxes`, in a child that reports on `fd`."""
         pid = sys_.clone(0)
         if pid == 0:
             try:
-                files.report_copy(sources, f"/boxes/{request['into']}", socket.socket(fileno=os.dup(fd)))
-                os._exit(0)
+                end = socket.socket(fileno=os.dup(fd))
+                try:
+                    files.report_copy(sources, f"/boxes/{request['into']}", end)
+                    os._exit(0)
+                except OSError as error:
+                    if owner is None or not sweep.is_exiting(owner):
+                        files.report_error(end, error, request["into"])
+                        os._exit(0)
             finally:
                 os._exit(255)
         self.helpers[pid] = request
@@ -283,10 +298,10 @@ class Spawner:
             box["live"].discard(pid)
         fault = self._fault(request["id"]) if status else None
         if fault is not None:
-            self.reply(request, fault=fault)
+            self._fail(request, fault)
         else:
-            killed = os.WIFSIGNALED(status) and (box is None or sweep.is_exiting(box["pid"]))
-            self.reply(request, **({"gone": True} if killed else {"status": status}))
+            ended = status and "name" in request and (box is None or sweep.is_exiting(box["pid"]))
+            self.reply(request, **({"gone": True} if ended else {"status": status}))
 
     def _command_ended(self, pid: int, status: int) -> None:
         request = self.commands.pop(pid)
@@ -298,7 +313,7 @@ class Spawner:
                 sweep.end_leftovers(box, self._inside)
         fault = self._fault(request["id"]) if code == 255 else None
         if fault is not None:
-            self.reply(request, fault=fault)
+            self._fail(request, fault)
         elif code == -signal.SIGKILL and (box is None or sweep.is_exiting(box["pid"])):
             self.reply(request, gone=True)  # it fell with its sandbox
         else:
