@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lathe.agent.events import StopReason
-from lathe.types import SamplingParams, Trajectory
+from lathe.types import Completion, SamplingParams, Trajectory
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,11 @@ class AgentConfig:
     """What a run may use, and how it works. None means: no limit, or the model's own.
 
     `system` is the system prompt, None for Lathe's own, "" for none. `max_turns` counts replies, `max_tokens`
-    all tokens that are sampled; the last reply is cut there. `max_context` is the window, prompt and reply
-    together; where it is None and the model doesn't say it, nothing is compacted before the model refuses.
-    Compaction begins when the conversation fills `compact_at` of it. `max_output_chars` is the most that one
-    result of a tool holds. `max_announced` is how often a turn that only announces an action is answered
-    with "go on".
+    all tokens that are sampled; the last reply is cut there, unless only a server knows how it draws.
+    `max_context` is the window, prompt and reply together; where it is None and the model doesn't say it,
+    nothing is compacted before the model refuses. Compaction begins when the conversation fills `compact_at`
+    of it. `max_output_chars` is the most that one result of a tool holds. `max_announced` is how often a turn
+    that only announces an action is answered with "go on".
     """
 
     system: str | None = None
@@ -43,6 +43,16 @@ class Counts:
     num_reply_tokens: int = 0
     num_compactions: int = 0
     duration_s: float = 0.0
+
+    def plus(self, completion: Completion, *, num_turns: int = 0) -> Counts:
+        """With one more reply."""
+        return replace(
+            self,
+            num_turns=self.num_turns + num_turns,
+            num_prompt_tokens=self.num_prompt_tokens + completion.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens + completion.num_cached_tokens,
+            num_reply_tokens=self.num_reply_tokens + completion.num_reply_tokens,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lathe.errors import LatheError, PromptTooLong
-from lathe.types import Completion, Message, Model, SamplingParams, Tool, Trajectory
+from lathe.errors import LatheError, PromptTooLong, UpstreamError
+from lathe.types import Completion, Message, Model, SamplingParams, TokensDoNotExtend, Tool, Trajectory
 
 # Where nothing is known of a conversation. Code has a little more than three characters a token.
 TOKENS_PER_CHAR = 1 / 3
@@ -106,16 +106,31 @@ async def summarize(
 ) -> tuple[tuple[Trajectory, ...], Completion]:
     """The summary, asked for behind the first reading of the conversation that fits; and the trajectories
     that have ended with it. The first reading is the conversation itself, which the model's cache holds."""
-    wanted = replace(sampling or SamplingParams(), max_tokens=min(MAX_SUMMARY_TOKENS, max_context // 8))
+    if sampling is not None:
+        limit = min(MAX_SUMMARY_TOKENS, max_context // 8)
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens or limit, limit))
     for reading in readings:
         asked = reading.add(Message("user", SUMMARIZE))
         try:
-            completion = await model.complete(asked, wanted, on_event=on_event)
+            completion = await model.complete(asked, sampling, on_event=on_event)
         except PromptTooLong:
             continue
+        if completion.finish_reason == "abort":
+            raise UpstreamError("the model's engine stopped in the middle of a summary")
         before = () if reading is readings[0] else readings[:1]
-        return (*before, asked.extend(completion, wanted)), completion
+        return (*before, *extended(asked, completion, sampling)), completion
     raise ContextFull("The context is full: not even the request for a summary fits any more.")
+
+
+def extended(
+    trajectory: Trajectory, completion: Completion, sampling: SamplingParams | None
+) -> tuple[Trajectory, ...]:
+    """The conversation with the answer. Where the template has rewritten the past (some drop old thoughts
+    when the user speaks), the old one, and a new one that its answer extends."""
+    try:
+        return (trajectory.extend(completion, sampling),)
+    except TokensDoNotExtend:
+        return trajectory, branched(trajectory, trajectory.messages).extend(completion, sampling)
 
 
 def branched(trajectory: Trajectory, messages: tuple[Message, ...]) -> Trajectory:

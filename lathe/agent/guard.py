@@ -118,12 +118,13 @@ def num_repeats(messages: Sequence[Message]) -> int:
 
     Circles of up to four calls count, too. What the loop itself said in between does not break them.
     """
-    done = []
-    results = [message for message in messages if message.role == "tool"]
+    results = [message.content for message in messages if message.role == "tool"]
     calls = [call for message in messages for call in message.tool_calls]
-    for call, result in zip(calls, results, strict=False):
-        done.append((call.name, json.dumps(call.arguments, sort_keys=True, default=str), result.content))
-    done = done[-MAX_CIRCLE * STOP_AT :]
+    latest = list(zip(calls, results, strict=False))[-MAX_CIRCLE * STOP_AT :]
+    done = [
+        (call.name, json.dumps(call.arguments, sort_keys=True, default=str), result)
+        for call, result in latest
+    ]
     return max((_num_rounds(done, size) for size in range(1, MAX_CIRCLE + 1)), default=1)
 
 

@@ -39,7 +39,6 @@ from lathe.types import (
     Model,
     SamplingParams,
     Sandbox,
-    TokensDoNotExtend,
     ToolCall,
     Trajectory,
 )
@@ -107,7 +106,7 @@ class _Agent:
         self.emit = emit
         self.approve = approve
         self.save = save
-        self.max_context = config.max_context or getattr(model, "max_context", None)
+        self.refused_at: int | None = None  # where the window ends as the model's refusal told it
         self.trajectories: list[Trajectory] = []
         self.counts = Counts()
         self.started = time.monotonic()
@@ -144,6 +143,12 @@ class _Agent:
     def attempt(self) -> Attempt:
         duration_s = self.counts.duration_s + time.monotonic() - self.started
         return Attempt(tuple(self.trajectories), counts=replace(self.counts, duration_s=duration_s))
+
+    @property
+    def max_context(self) -> int | None:
+        """The window, as it was set, or as the model says: one over HTTP knows it once it has been asked."""
+        limit = self.config.max_context or getattr(self.model, "max_context", None)
+        return min(limit or self.refused_at, self.refused_at) if self.refused_at else limit
 
     @property
     def trajectory(self) -> Trajectory:
@@ -223,48 +228,32 @@ class _Agent:
         try:
             completion = await self.model.complete(self.trajectory, sampling, on_event=hear)
         except PromptTooLong as error:
-            if error.max_context:  # the model knows better
-                self.max_context = min(self.max_context or error.max_context, error.max_context)
+            self.refused_at = error.max_context or size  # some servers don't tell
             await self._compact()
             return None
         if completion.finish_reason == "abort":
             raise UpstreamError("the model's engine stopped in the middle of a reply")
         ended = time.monotonic()
         self._extend(completion, sampling)
-        self._count(completion, num_turns=1)
+        self.counts = self.counts.plus(completion, num_turns=1)
         self.just_compacted = False
         self.emit(TurnEnded(turn, completion, (first or ended) - started, ended - started))
         return None
 
     def _sampling(self) -> SamplingParams | None:
-        """The run's own, with no more tokens than the budget has left."""
-        config = self.config
-        if config.max_tokens is None:
-            return config.sampling
-        default = config.sampling or getattr(self.model, "default_sampling", None) or SamplingParams()
-        left = max(config.max_tokens - self.counts.num_reply_tokens, 1)
-        return replace(default, max_tokens=min(left, default.max_tokens or left))
+        """The run's own, or the model's, with no more tokens than the budget has left. A server's own way to
+        draw is not known here; a reply that it draws may end beyond the budget."""
+        sampling = self.config.sampling or getattr(self.model, "default_sampling", None)
+        if sampling is None or self.config.max_tokens is None:
+            return sampling
+        left = max(self.config.max_tokens - self.counts.num_reply_tokens, 1)
+        return replace(sampling, max_tokens=min(left, sampling.max_tokens or left))
 
     def _extend(self, completion: Completion, sampling: SamplingParams | None) -> None:
-        before = self.trajectory
-        try:
-            self.trajectory = before.extend(completion, sampling)
-        except TokensDoNotExtend:  # the template rewrites the past: some drop old thoughts
-            after = context.branched(before, before.messages)
-            self.trajectories.append(after.extend(completion, sampling))
+        self.trajectories[-1:] = context.extended(self.trajectory, completion, sampling)
         self.was_cut = completion.finish_reason == "length"
         known = completion.num_prompt_tokens + completion.num_reply_tokens
         self.known = None if completion.counted is None else known
-
-    def _count(self, completion: Completion, *, num_turns: int = 0) -> None:
-        counts = self.counts
-        self.counts = replace(
-            counts,
-            num_turns=counts.num_turns + num_turns,
-            num_prompt_tokens=counts.num_prompt_tokens + completion.num_prompt_tokens,
-            num_cached_tokens=counts.num_cached_tokens + completion.num_cached_tokens,
-            num_reply_tokens=counts.num_reply_tokens + completion.num_reply_tokens,
-        )
 
     async def _compact(self) -> None:
         """Raises ContextFull where it was tried just now, and did not help."""
@@ -272,13 +261,13 @@ class _Agent:
             raise context.ContextFull("The context is full: what must be kept of the conversation fills it.")
         before, size = self.trajectory, context.num_tokens(self.trajectory, self.known)
         done = await context.compact(
-            self.model, before, self.max_context, known=self.known, sampling=self.config.sampling
+            self.model, before, self.max_context, known=self.known, sampling=self._sampling()
         )
         if done.completion is not None:
-            self._count(done.completion)
+            self.counts = self.counts.plus(done.completion)
         self.trajectories[-1:] = [*done.ended, done.after]
         self.known = None
-        self.just_compacted = True
+        self.just_compacted = done.completion is not None  # else there is still a summary to try
         self.counts = replace(self.counts, num_compactions=self.counts.num_compactions + 1)
         self.emit(Compacted(done.ended[-1], done.after, size, done.num_tokens_after))
         self.save(self.attempt)

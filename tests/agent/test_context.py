@@ -11,6 +11,7 @@ from lathe.agent.tools import NATIVE_TOOLS
 from lathe.agent.tools.bash import BASH
 from lathe.errors import PromptTooLong
 from lathe.testing import ScriptedModel
+from lathe.text.chat_template import ChatTemplate
 from lathe.types import Message, ToolCall, Trajectory
 
 SUMMARY = "The user wants all numbers. I printed some; more are left."
@@ -127,6 +128,17 @@ async def test_an_estimate_that_is_wrong_is_no_loop(box):
 
     attempt = await run(Stubborn(answer=Summarizer(), max_context=9000), box, "Print.", tools=(BASH,))
     assert attempt.stop_reason == "context" and attempt.counts.num_compactions == 1
+
+
+async def test_a_template_that_rewrites_the_past_is_summed_up_as_well(box):
+    counted = ChatTemplate.builtin().source.replace("{%", "{{ messages | length }}{%", 1)
+    script = Summarizer(*printing(350, 30), "Done.")
+    model = ScriptedModel(answer=script, max_context=9000, template=ChatTemplate(counted))
+    attempt = await run(model, box, "Print.", tools=(BASH,))
+    assert attempt.stop_reason == "done" and script.num_asked >= 1
+    ids = [each.id for each in attempt.trajectories]
+    assert [each.parent for each in attempt.trajectories] == [None, *ids[:-1]]
+    assert sum(sum(each.loss_mask) for each in attempt.trajectories) == attempt.counts.num_reply_tokens
 
 
 async def test_a_resumed_run_compacts_as_well(box):

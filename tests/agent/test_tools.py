@@ -167,7 +167,7 @@ async def test_read_names_what_is_no_text(work):
 
 async def test_write_makes_and_replaces(work):
     made = await use(WRITE, work, file_path="new/a.py", content="a = 1\nb = 2")
-    assert made.text == "Created /work/new/a.py (+2 -0 lines)."
+    assert made.text == "Wrote /work/new/a.py (+2 -0 lines)."
     assert made.diff == "--- /dev/null\n+++ b/work/new/a.py\n@@ -0,0 +1,2 @@\n+a = 1\n+b = 2\n"
     assert await work.sandbox.read("new/a.py") == b"a = 1\nb = 2\n"
     replaced = await use(WRITE, work, file_path="new/a.py", content="a = 1\nb = 3\n")

@@ -14,7 +14,7 @@ async def run(workspace: Workspace, arguments: Mapping[str, Any]) -> Output:
     path = workspace.path(arguments["file_path"])
     before, text = await plan(workspace, path, arguments["content"])
     await write_text(workspace, path, text)
-    return changed(path, before, text, "Created" if before is None else "Replaced")
+    return changed(path, before, text, "Wrote" if before is None else "Replaced")
 
 
 async def preview(workspace: Workspace, arguments: Mapping[str, Any]) -> str:
