@@ -6,15 +6,16 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lathe.errors import UserError
 from lathe.sandbox.images import ImageStore
 from lathe.sandbox.namespace.backend import NamespaceBackend
 from lathe.sandbox.spec import SandboxSpec
+from lathe.sandbox.sync import LoopThread, WithoutAwait
 from lathe.types import Sandbox
 
 BackendName = Literal["auto", "namespace", "landlock", "docker"]
@@ -75,3 +76,24 @@ async def open_pool(
     finally:
         if temporary:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+@contextmanager
+def open_pool_sync(
+    backend: BackendName = "auto", state: Path | None = None, num_shards: int | None = None
+) -> Iterator[Any]:
+    """`open_pool` for code that has no event loop: `with open_pool_sync() as pool: box = pool.create()`.
+
+    Pools, boxes, processes and shells have the methods of types.Sandbox, types.Process and types.Shell, to be
+    called without await, from any thread.
+    """
+    loop = LoopThread()
+    try:
+        context = open_pool(backend, state, num_shards)
+        pool = loop.run(context.__aenter__())
+        try:
+            yield WithoutAwait(pool, loop)
+        finally:
+            loop.run(context.__aexit__(None, None, None))
+    finally:
+        loop.end()

@@ -19,6 +19,7 @@ from lathe.sandbox.namespace.layers import delete
 from lathe.sandbox.namespace.sandbox import NamespaceSandbox
 from lathe.sandbox.namespace.shard import Shard
 from lathe.sandbox.namespace.tree import receive_answer
+from lathe.sandbox.namespace.view import FIRST_UID, NUM_UIDS
 from lathe.sandbox.spec import SandboxSpec
 
 MAX_BOXES_PER_SHARD = 2000
@@ -36,7 +37,7 @@ class NamespaceBackend:
     def __init__(self, state: Path, images: ImageStore, num_shards: int):
         self.images = images
         self._state = state
-        self._mapped = os.getuid() == 0
+        self._mapped = os.getuid() == 0 and can_map()
         self._host = host_paths()
         self._slots: list[Shard | None] = [None] * num_shards
         self._locks = [asyncio.Lock() for _ in range(num_shards)]
@@ -82,13 +83,13 @@ class NamespaceBackend:
         env = {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
         box = NamespaceSandbox(self, uuid.uuid4().hex[:12], spec, env)
         self._boxes[box.id] = box
-        self._watch_lifetimes(box)
         if warm:
             try:
                 await box.resume()
             except BaseException:
                 await self.destroy(box, "it could not be made")
                 raise
+        self._watch_lifetimes(box)
         return box
 
     async def warm(self, box: NamespaceSandbox) -> Shard:
@@ -311,6 +312,12 @@ def check(spec: SandboxSpec) -> None:
             )
     if not spec.hostname or len(spec.hostname.encode()) > 64 or "\0" in spec.hostname:
         raise UserError(f"a host name has 1 to 64 bytes, not {spec.hostname!r}")
+
+
+def can_map() -> bool:
+    """Whether sandboxes can have users of their own: a root inside a container may own too few."""
+    rows = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return any(first <= FIRST_UID and first + count >= FIRST_UID + NUM_UIDS for first, _, count in rows)
 
 
 def host_paths() -> list[str]:

@@ -168,19 +168,46 @@ class Spawner:
         """Fork into a sandbox's pid namespace. `child` gets the sandbox's pidfd and must not return."""
         pidfd = sys_.pidfd_open(box["pid"])
         try:
-            sys_.setns(pidfd, sys_.CLONE_NEWPID)
-            try:
-                pid = sys_.clone(0)
-                if pid == 0:
-                    try:
-                        child(pidfd)
-                    finally:  # whatever happens, there must not be two spawners
-                        os._exit(255)
-            finally:
-                sys_.setns(self.own_pids, sys_.CLONE_NEWPID)
+            return (self._fork_inside if self.mapped else self._fork_inside_unprivileged)(pidfd, child)
         finally:
             os.close(pidfd)
+
+    def _fork_inside(self, pidfd: int, child: Callable[[int], None]) -> int:
+        sys_.setns(pidfd, sys_.CLONE_NEWPID)  # of this process's children, not of itself
+        try:
+            pid = sys_.clone(0)
+            if pid == 0:
+                try:
+                    child(pidfd)
+                finally:  # whatever happens, there must not be two spawners
+                    os._exit(255)
+        finally:
+            sys_.setns(self.own_pids, sys_.CLONE_NEWPID)
         return pid
+
+    def _fork_inside_unprivileged(self, pidfd: int, child: Callable[[int], None]) -> int:
+        """Who is root in a user namespace only can't come back to the pid namespace around it.
+
+        So a child goes, and makes another child of this process there.
+        """
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        with open(ours, "rb") as answer:  # noqa: PTH123
+            between = sys_.clone(0)
+            if between == 0:
+                try:
+                    sys_.setns(pidfd, sys_.CLONE_NEWPID)
+                    pid = sys_.clone(sys_.CLONE_PARENT)
+                    if pid == 0:
+                        child(pidfd)
+                    os.write(theirs, str(pid).encode())
+                finally:
+                    os._exit(255)
+            os.close(theirs)
+            said = answer.read()
+        os.waitpid(between, 0)
+        if not said:
+            raise ProcessLookupError(3, "the sandbox has ended")
+        return int(said)
 
     def _box(self, request: Message) -> Message | None:
         box = self.boxes.get(request["name"])

@@ -176,6 +176,10 @@ def _devices(folder: Path) -> None:
         (folder / name).symlink_to(target)
     (folder / "shm").mkdir()
     (folder / "pts").mkdir()
+    # All sandboxes of a shard see this folder, and an ordinary user's would own it.
+    tree = sys_.clone_mount(str(folder), sys_.MOUNT_ATTR_RDONLY | sys_.MOUNT_ATTR_NOSUID, below=True)
+    sys_.attach_mount(tree, str(folder))
+    os.close(tree)
 
 
 def skeleton(root: Path) -> None:
