@@ -29,6 +29,10 @@ class RecordError(UserError):
     """A file of rollouts is not there, or a line of it is damaged."""
 
 
+class TaskError(UserError):
+    """A file of tasks is not there, or one of its tasks could never be judged."""
+
+
 class InvalidRequest(UserError):
     """A request that no setting of the server could serve."""
 

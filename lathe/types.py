@@ -272,17 +272,18 @@ class Limits:
 
 @dataclass(frozen=True)
 class HiddenTests:
-    """How a task is judged: files that are laid over the attempt, and a command that reports on each test.
+    """How a task is judged (`tasks/verify.py`). `files` (path to text) are hidden from the agent.
 
-    `files` (path to text) are hidden from the agent. `command` runs in the workdir and says what became
-    of each test in the way that `report` names: pytest's own report; "python", a file of `files` whose one
-    test passes when it runs to its end; "lines" such as `PASS name` and `FAIL name`; "tap".
-    `must_pass` are the tests that decide; empty means all that the reference run would report.
-    `cases` are inputs and outputs for programs that read and write text ("stdio" reports each).
+    `report` says how each test is known to have passed. "pytest": `files` are laid into the workdir, and
+    those named test_*.py are run. "python": the test functions of `files` run in a process of their own,
+    which calls the solution in another; plain data passes between them. "stdio": `command` reads the input of
+    each of `cases` and must write its output. "lines": `command` reads a word from its standard input and
+    writes `WORD PASS name` or `WORD FAIL name` for each test.
+    `must_pass` are the tests that decide. Empty means all that stand in `files`, or all cases.
     """
 
     command: tuple[str, ...] = ()
-    report: Literal["pytest", "python", "lines", "tap", "stdio"] = "pytest"
+    report: Literal["pytest", "python", "stdio", "lines"] = "pytest"
     files: Mapping[str, str] = field(default_factory=dict)
     must_pass: tuple[str, ...] = ()
     cases: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,1 @@
+"""Problems whose solutions can be checked: how they are kept, attempted and judged."""

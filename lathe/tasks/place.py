@@ -1,0 +1,35 @@
+"""The place where a task is worked on, and where it is judged: a sandbox with the task's files in it."""
+
+from __future__ import annotations
+
+import posixpath
+from contextlib import suppress
+
+from lathe.errors import InfrastructureError, SandboxError
+from lathe.sandbox.pool import Pool
+from lathe.sandbox.spec import Egress, Network, SandboxSpec
+from lathe.types import Sandbox, Task
+
+SETUP_TIMEOUT_S = 600.0
+
+
+async def open_place(task: Task, pool: Pool, *, network: Network | Egress = "none") -> Sandbox:
+    """A new sandbox with the task's image, its files, and its setup done.
+
+    Raises InfrastructureError when any of that fails: whoever attempts the task had no hand in it.
+    """
+    box = await pool.create(
+        SandboxSpec(image=task.image, workdir=task.workdir, limits=task.limits, network=network)
+    )
+    try:
+        for path, text in task.files.items():
+            await box.write(posixpath.join(task.workdir, path), text)
+        for line in task.setup:
+            (await box.exec(line, timeout_s=SETUP_TIMEOUT_S)).check()
+    except BaseException as error:
+        with suppress(SandboxError):
+            await box.close()
+        if isinstance(error, (SandboxError, OSError)):
+            raise InfrastructureError(f"the task's place could not be made: {error}") from error
+        raise
+    return box

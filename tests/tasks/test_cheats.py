@@ -1,0 +1,97 @@
+"""No way to be paid without doing the work, and every honest way is paid."""
+
+import asyncio
+import dataclasses
+
+import pytest
+from cheats import (
+    PYTEST_CHEATS,
+    PYTEST_TASK,
+    PYTHON_CHEATS,
+    PYTHON_TASK,
+    RIGHT,
+    STDIO_CHEATS,
+    STDIO_TASK,
+    WRONG_ONES,
+)
+
+from lathe.errors import InfrastructureError
+from lathe.sandbox.pool import open_pool
+from lathe.tasks.patch import Patch
+from lathe.tasks.verify import verify
+from lathe.types import Limits, Task, Verdict
+
+SMALL = Limits(memory_bytes=512 << 20, num_processes=64, disk_bytes=64 << 20)
+ATTEMPTS: dict[tuple[str, str], tuple[Task, Patch]] = {}
+for _kind, _task, _cheats in (
+    ("pytest", PYTEST_TASK, PYTEST_CHEATS),
+    ("python", PYTHON_TASK, PYTHON_CHEATS),
+    ("stdio", STDIO_TASK, STDIO_CHEATS),
+):
+    for _name, _files in _cheats.items():
+        ATTEMPTS[_kind, _name] = (_task, Patch.of(_files))
+    if _kind != "stdio":
+        for _name, _text in (RIGHT | WRONG_ONES).items():
+            ATTEMPTS[_kind, _name] = (_task, Patch.of({"solution.py": _text}))
+ATTEMPTS["stdio", "the sum"] = (
+    STDIO_TASK,
+    Patch.of({"solution.py": "print(int(input()) + int(input()))\n"}),
+)
+HONEST = {("stdio", "the sum"), *((kind, name) for kind in ("pytest", "python") for name in RIGHT)}
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[tuple[str, str], Verdict]:
+    """All of them judged, three at a time: a fresh sandbox each."""
+
+    async def judge_all() -> dict[tuple[str, str], Verdict]:
+        turns = asyncio.Semaphore(3)
+
+        async def judge(task: Task, patch: Patch) -> Verdict:
+            tests = dataclasses.replace(task.tests, timeout_s=8.0)
+            async with turns:
+                return await verify(dataclasses.replace(task, limits=SMALL, tests=tests), patch, pool)
+
+        async with open_pool("namespace") as pool:
+            found = await asyncio.gather(*(judge(*attempt) for attempt in ATTEMPTS.values()))
+        return dict(zip(ATTEMPTS, found, strict=True))
+
+    try:
+        return asyncio.run(judge_all())
+    except InfrastructureError as error:
+        pytest.skip(f"no namespaces here: {error}")
+
+
+@pytest.mark.parametrize(("kind", "name"), sorted(ATTEMPTS.keys() - HONEST))
+def test_nothing_is_earned(verdicts, kind, name):
+    verdict = verdicts[kind, name]
+    assert verdict.valid, verdict.reason
+    assert verdict.reward == 0.0, verdict
+
+
+@pytest.mark.parametrize(("kind", "name"), sorted(HONEST))
+def test_honest_work_is_paid(verdicts, kind, name):
+    verdict = verdicts[kind, name]
+    assert (verdict.reward, verdict.suspect) == (1.0, None), verdict
+    assert verdict.evidence["num_passed"] == verdict.evidence["num_tests"] > 0
+
+
+@pytest.mark.parametrize("name", sorted(WRONG_ONES))
+def test_who_is_only_wrong_is_no_suspect(verdicts, name):
+    assert verdicts["pytest", name].suspect is None
+    assert verdicts["python", name].suspect is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reports are patched", "calls are patched", "test functions are patched", "hooks are patched",
+        "code is swapped", "builtins are changed", "a plugin is registered", "says yes to every ==",
+        "reads the hidden tests", "reads them by a long name", "looks at the caller", "prints a report",
+        "looks at the caller by inspect", "looks through all objects", "rewrites the hidden tests",
+        "a daemon rewrites them", "forges a record", "its own json",
+        "compiles code in pytest's name", "uses ctypes",
+    ],
+)  # fmt: skip
+def test_what_was_done_is_named(verdicts, name):
+    assert verdicts["pytest", name].suspect
