@@ -79,7 +79,9 @@ class Shadow:
         self.folder = folder.resolve()
         self.store = store.resolve()
         if self.store.is_relative_to(self.folder):
-            raise ShadowError(f"{store} lies in {folder} itself: snapshots are kept outside of what they keep")
+            raise ShadowError(
+                f"{store} lies in {folder} itself: snapshots are kept outside of what they keep"
+            )
 
     # Keeping
 
@@ -103,7 +105,9 @@ class Shadow:
                 kept.append(name)
                 num_bytes += size
         if num_bytes > MAX_BYTES:
-            raise ShadowError(f"{self.folder} holds {num_bytes:,} bytes; more than {MAX_BYTES:,} are not kept")
+            raise ShadowError(
+                f"{self.folder} holds {num_bytes:,} bytes; more than {MAX_BYTES:,} are not kept"
+            )
         if gone:
             self._git("update-index", "-z", "--force-remove", "--stdin", given=gone)
         self._git("update-index", "-z", "--add", "--remove", "--replace", "--stdin", given=kept)
