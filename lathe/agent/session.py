@@ -1,9 +1,10 @@
 """Sessions: a person's conversations with the agent, one file each, which can be taken up again.
 
-A file is a `Rollout` in parts (see `jsonl.py`), so trainers and `lathe show` read it as it is; its trajectories
-are token for token what the model saw and said. What a session knows beyond that stands in each part's `info`:
-the folder, and the *points*, one before each turn of the person, to which conversation and files can go back.
-Files only grow. A last line that is torn, as a crash or a full disk leaves it, is dropped.
+A file is a `Rollout` in parts (see `jsonl.py`), so trainers and `lathe show` read it as it is; its
+trajectories are token for token what the model saw and said. What a session knows beyond that stands in
+each part's `info`: the folder, and the *points*, one before each turn of the person, to which conversation
+and files can go back. Files only grow. A last line that is torn, as a crash or a full disk leaves it, is
+dropped.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ class SessionStore:
         return Session(self.folder / f"{id}.jsonl", id, self.project, model)
 
     def list(self) -> list[SessionInfo]:
-        """All that can be told apart, the one used last first. Of each file, only the first lines are read."""
+        """All there are, the one used last first. Of each file, only the first lines are read."""
         found = [self._info(path) for path in self.folder.glob("*.jsonl")]
         return sorted((info for info in found if info), key=lambda info: (-info.changed_s, info.id))
 

@@ -1,9 +1,9 @@
 """Snapshots of a folder's files, and the way back to one, without touching the person's own git.
 
-Everything is kept in a git directory of our own, outside of the folder: the person's index, HEAD, stashes and
-hooks are never used, and a folder that is no repository works as well. What is covered: every file that git
-would track there, untracked ones included. What is not: files that .gitignore names, files that are larger than
-MAX_FILE_BYTES or unreadable, repositories inside of the folder, empty folders, and owners and times.
+Everything is kept in a git directory of our own, outside of the folder: the person's index, HEAD, stashes
+and hooks are never used, and a folder that is no repository works as well. What is covered: every file that
+git would track there, untracked ones included. What is not: files that .gitignore names, files that are
+unreadable or larger than MAX_FILE_BYTES, repositories inside of the folder, empty folders, owners and times.
 
 A program in the sandbox may have written anything into the folder, a .git/config or .gitattributes that names
 programs, too. So only git's plumbing is used, with a configuration of our own alone, and no filter runs.
@@ -47,7 +47,7 @@ class ShadowError(LatheError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files at one moment. `uncovered` are paths that were there and were not kept; a folder ends in /."""
+    """The files at one moment. `uncovered` are paths that were there, but not kept; a folder ends in /."""
 
     tree: str
     uncovered: tuple[str, ...] = ()
@@ -305,9 +305,9 @@ def _delete(folder: Path, name: str) -> None:
         for parent in parents:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
             opened.append(os.open(parent, flags, dir_fd=opened[-1]))
-        os.unlink(last, dir_fd=opened[-1])  # noqa: PTH108  # pathlib has no dir_fd
+        os.unlink(last, dir_fd=opened[-1])  # pathlib has no dir_fd
         for parent, handle in zip(reversed(parents), reversed(opened[:-1]), strict=True):
-            os.rmdir(parent, dir_fd=handle)  # noqa: PTH106
+            os.rmdir(parent, dir_fd=handle)
     except OSError as error:
         harmless = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ELOOP, errno.EBUSY)
         if error.errno not in harmless:

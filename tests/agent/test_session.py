@@ -10,7 +10,7 @@ from lathe.agent.session import SessionStore, branch
 from lathe.agent.shadow import Snapshot
 from lathe.errors import RecordError, UserError
 from lathe.jsonl import read_rollouts
-from lathe.types import Completion, Message, SamplingParams, Tool, TokenLogprob, ToolCall, Trajectory
+from lathe.types import Completion, Message, SamplingParams, TokenLogprob, Tool, ToolCall, Trajectory
 
 
 def answered(
