@@ -113,6 +113,12 @@ class Shadow:
         self._git("update-index", "-z", "--add", "--remove", "--replace", "--stdin", given=kept)
         return Snapshot(self._git("write-tree").decode().strip(), tuple(uncovered))
 
+    def files(self) -> list[str]:
+        """What is covered, without keeping it: names for completion."""
+        self._open()
+        listed = self._list("--cached", "--others", "--exclude-standard")
+        return sorted({name for name in listed if not name.endswith("/")})[:MAX_FILES]
+
     def changed(self, before: Snapshot, after: Snapshot) -> list[str]:
         """Paths whose files differ between two snapshots."""
         if before.tree == after.tree:
