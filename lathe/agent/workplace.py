@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from lathe.types import Limits, Sandbox
 MEMORY_SHARE = 0.75
 NUM_PROCESSES = 4096
 DISK_BYTES = 16 << 30
+# They name the Python environment that a person is in.
+ACTIVE = ("VIRTUAL_ENV", "CONDA_PREFIX")
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,13 @@ def spec_of(config: PlaceConfig, *, read_only: bool = False) -> SandboxSpec:
     binds = [Bind(str(top), str(top), writable)]
     binds += [Bind(str(path), str(path), writable) for path in config.allow]
     binds += [Bind(str(path), str(path), False) for path in config.show]
+    binds += program_binds(os.environ, top)
     if writable:
         binds += git_binds(top)
     return SandboxSpec(
         workdir=str(config.folder),
         binds=tuple(binds),
-        env=environment_of(top, os.environ.get("PATH", "")),
+        env=environment_of(os.environ),
         limits=Limits(
             memory_bytes=round(psutil.virtual_memory().total * MEMORY_SHARE),
             num_processes=NUM_PROCESSES,
@@ -157,13 +161,32 @@ def make_hooks_folder(top: Path) -> None:
         (common_folder_of(git_folder) / "hooks").mkdir(exist_ok=True)
 
 
-def environment_of(top: Path, path: str) -> dict[str, str]:
-    """The person's PATH, so that a name means the same program; what isn't visible there isn't found."""
-    found = {"PATH": path} if path else {}
-    virtual = os.environ.get("VIRTUAL_ENV")
-    if virtual and Path(virtual).resolve().is_relative_to(top):
-        found["VIRTUAL_ENV"] = virtual
+def environment_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """The person's PATH, so that a name means the same program, and behind it where this Python is. What is
+    not visible in the sandbox is not found there."""
+    path = environment.get("PATH", "")
+    found = {"PATH": f"{path}:{sys.prefix}/bin" if path else f"{sys.prefix}/bin:{os.defpath}"}
+    for name in ACTIVE:
+        if environment.get(name):
+            found[name] = environment[name]
     return found
+
+
+def program_binds(environment: Mapping[str, str], top: Path) -> list[Bind]:
+    """The Python environment that the person is in, wherever it lies: programs, and no secrets. With it the
+    Python that it was made from, which often lies in a home."""
+    folders: list[Path] = []
+    for name in ACTIVE:
+        place = Path(environment.get(name) or "/")
+        if (place / "bin" / "python").exists():
+            base = (place / "bin" / "python").resolve().parent.parent
+            folders += [place.resolve(), base]
+    seen = ("/usr", "/bin", "/lib", "/opt", str(top))
+    wanted = [folder for folder in folders if not any(folder.is_relative_to(each) for each in seen)]
+    home = Path.home().resolve()
+    return [
+        Bind(str(each), str(each), False) for each in dict.fromkeys(wanted) if not home.is_relative_to(each)
+    ]
 
 
 def parse_network(text: str) -> Network | Egress:
