@@ -156,7 +156,7 @@ LOOP = [call("bash", command="echo same")] * 9
     ("replies", "options", "exit_code", "words"),
     [
         (LOOP, ("--max-turns", "2"), 53, "turns are used up"),
-        (["word " * 400], ("--max-tokens", "50"), 54, "tokens are used up"),
+        (LOOP, ("--max-tokens", "50"), 54, "tokens are used up"),
         ([call("bash", command="sleep 300")], ("--max-time", "1.5"), 55, "time is up"),
         (LOOP, (), 56, "in circles"),
     ],
