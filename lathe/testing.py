@@ -1,4 +1,5 @@
-"""Doubles for tests that need a model to say exact words. Everything around those words is the real thing."""
+"""Doubles for tests: a model that says exact words, a machine that fails at exact moments. Everything around
+those is the real thing."""
 
 from __future__ import annotations
 
@@ -7,16 +8,19 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 from lathe.engine.grammar import Matcher
 from lathe.engine.llm import LLM
 from lathe.engine.sequence import Sampled
 from lathe.engine.stats import EngineStats
-from lathe.errors import PromptTooLong
+from lathe.errors import InfrastructureError, PromptTooLong
+from lathe.sandbox.pool import Pool
+from lathe.sandbox.spec import SandboxSpec
 from lathe.text.byte_level import BYTE_TO_CHAR, SpecialToken, Vocabulary
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.tokenizer import Tokenizer
-from lathe.types import FinishReason, SamplingParams, TokenLogprob
+from lathe.types import FinishReason, SamplingParams, Sandbox, TokenLogprob
 
 QWEN_MARKS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>",
@@ -225,3 +229,48 @@ def tiny_tokenizer() -> Tokenizer:
             eos_token="<|im_end|>",
         )
     )
+
+
+class FaultyPool:
+    """A pool whose machine fails when it is told to: `fails` is asked before each call into it, by its name
+    ("create", "exec", "read" …), and a yes is an InfrastructureError. `num_calls` counts them."""
+
+    def __init__(self, pool: Pool, fails: Callable[[str], bool]):
+        self._pool = pool
+        self._fails = fails
+        self.num_calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    async def create(self, spec: SandboxSpec | None = None) -> Sandbox:
+        self.check("create")
+        return cast(Sandbox, FaultySandbox(await self._pool.create(spec), self))
+
+    def check(self, name: str) -> None:
+        self.num_calls += 1
+        if self._fails(name):
+            raise InfrastructureError(f"a fault was injected into {name}")
+
+
+class FaultySandbox:
+    """A real sandbox in a FaultyPool. Closing it never fails: tests leave nothing behind."""
+
+    CALLS = frozenset(
+        {"exec", "start", "shell", "read", "write", "list", "upload", "download", "snapshot", "fork"}
+    )
+
+    def __init__(self, box: Sandbox, pool: FaultyPool):
+        self._box = box
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._box, name)
+        if name not in self.CALLS:
+            return found
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self._pool.check(name)
+            return await found(*args, **kwargs)
+
+        return call

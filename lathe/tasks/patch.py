@@ -10,7 +10,7 @@ import base64
 import binascii
 import difflib
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
@@ -71,15 +71,17 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(path, each) or fnmatch(path, each.rstrip("/") + "/*") for each in patterns)
 
 
-async def take_listing(box: Sandbox) -> Listing:
-    """The workdir as it is now. The image must have GNU find."""
-    form = r"%y\t%C@\t%s\t%m\t%P\0"
-    result = await box.exec(
-        ["find", ".", "-mindepth", "1", "-not", "-path", "./.git/*", "-printf", form],
-        timeout_s=LISTING_TIMEOUT_S,
-        max_output_bytes=64 << 20,
+async def take_listing(box: Sandbox, paths: Sequence[str] | None = None) -> Listing:
+    """The workdir as it is now, or these files in it. The image must have GNU find."""
+    form = r"%y\t%C@\t%s\t%m\t%P\0" if paths is None else r"%y\t%C@\t%s\t%m\t%p\0"
+    which = (
+        [".", "-mindepth", "1", "-not", "-path", "./.git/*"] if paths is None else [*paths, "-maxdepth", "0"]
     )
-    if result.exit_code != 0 or result.timed_out or result.truncated:
+    result = await box.exec(
+        ["find", *which, "-printf", form], timeout_s=LISTING_TIMEOUT_S, max_output_bytes=64 << 20
+    )
+    is_complete = result.exit_code == 0 or paths is not None  # of named files, some may be gone
+    if not is_complete or result.timed_out or result.truncated:
         raise InfrastructureError(f"the workdir can't be listed: {result.stderr[-500:] or result.exit_code}")
     entries = {}
     for line in result.stdout.split("\0")[:-1]:

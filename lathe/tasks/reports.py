@@ -55,7 +55,7 @@ def read_signed_records(output: str, key: bytes) -> tuple[dict[str, bool], dict[
     return passed, texts, list(dict.fromkeys(suspects))
 
 
-def tests_in(path: str, text: str) -> list[str]:
+def names_of_tests(path: str, text: str) -> list[str]:
     """The names, as pytest writes them, of the tests in a file; those with parameters without these."""
     names = []
     for node in ast.parse(text, path).body:

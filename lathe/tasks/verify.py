@@ -16,11 +16,11 @@ from contextlib import suppress
 from importlib import resources
 from typing import Any
 
-from lathe.errors import InfrastructureError, SandboxError
+from lathe.errors import SandboxError
 from lathe.sandbox.pool import Pool
 from lathe.tasks.patch import Patch, apply_patch, take_listing
 from lathe.tasks.place import open_place
-from lathe.tasks.reports import Report, read_signed_records, score, tests_in
+from lathe.tasks.reports import Report, names_of_tests, read_signed_records, score
 from lathe.types import ExecResult, Sandbox, Task, Verdict
 
 # What decides how tests are found and run is the task's, not the attempt's.
@@ -86,11 +86,11 @@ def deciding_tests(task: Task) -> list[str]:
         return list(tests.must_pass)
     if tests.report == "stdio":
         return [f"case {place}" for place in range(1, len(tests.cases) + 1)]
-    names = [name for path in test_files(task) for name in tests_in(path, tests.files[path])]
-    return names if tests.report == "pytest" else names or test_files(task)
+    names = [name for path in files_with_tests(task) for name in names_of_tests(path, tests.files[path])]
+    return names if tests.report == "pytest" else names or files_with_tests(task)
 
 
-def test_files(task: Task) -> list[str]:
+def files_with_tests(task: Task) -> list[str]:
     """The hidden files that hold tests."""
     return [path for path in task.tests.files if posixpath.basename(path).startswith("test_")]
 
@@ -116,24 +116,26 @@ async def judge_with_pytest(task: Task, box: Sandbox, patch: Patch) -> Report:
     tests = task.tests
     for path, text in tests.files.items():
         await box.write(path, text)
-    before = await take_listing(box)
+    hidden = list(tests.files)
+    before = await take_listing(box, hidden)
     key = secrets.token_bytes(32)
     job = {
         "folder": box.workdir,
-        "hidden": list(tests.files),
+        "hidden": hidden,
         "patched": list(patch.changes),
-        "paths": test_files(task),
+        "paths": files_with_tests(task),
         "arguments": list(tests.command),
         "preload": PRELOADED,
         "key": key.hex(),
     }
     done = await run_inside(box, "pytest_judge.py", job, tests.timeout_s)
     passed, texts, suspects = read_signed_records(done.stdout, key)
-    with suppress(InfrastructureError):  # a solution that leaves millions of files can't be listed
-        after = await take_listing(box)
-        for path in tests.files:
-            if after.entries.get(path) != before.entries.get(path):
-                suspects.append(f"{path} was changed while the tests ran")
+    after = await take_listing(box, hidden)
+    suspects += [
+        f"{path} was changed while the tests ran"
+        for path in hidden
+        if after.entries.get(path) != before.entries.get(path)
+    ]
     return Report(passed, texts, tuple(suspects), done.stderr, done.timed_out)
 
 
