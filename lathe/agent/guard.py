@@ -28,8 +28,8 @@ ANNOUNCES = re.compile(
     r"(?!know\b|be\b|stop\b|wait\b|leave\b|not\b|have\b|assume\b|remember\b)\w+",
     re.IGNORECASE,
 )
-# What a call leaves in the text when it can't be read as one.
-TAGS = re.compile(r"</?tool_call>|<function=|</function>|<parameter=|</parameter>")
+# How a call begins and ends that can't be read as one. Prose names these tags, too, but not line by line.
+TAGS = re.compile(r"^\s*<(?:tool_call>|/tool_call>|/?function[=>]|/?parameter[=>])", re.MULTILINE)
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 

@@ -49,6 +49,7 @@ class ChatClient:
         self.model = model
         self.max_context: int | None = None
         self.kind: Kind | None = None
+        self.timeout_s = timeout_s
         self.max_retries = max_retries
         self.first_wait_s = first_wait_s
         self._client = httpx.AsyncClient(
@@ -135,12 +136,14 @@ class ChatClient:
                         raise error
                     reader.take(chunk)
         except httpx.HTTPError as error:
-            if reader.has_begun and reader.finish_reason is None:
-                raise UpstreamError(
-                    f"{self.url} broke off in the middle of its reply ({why(error)})."
-                ) from error
-            if reader.finish_reason is None:
-                raise
+            if reader.finish_reason is not None:
+                return reader.finish()  # all was said
+            if isinstance(error, httpx.ReadTimeout):
+                raise UpstreamError(f"{self.url} said nothing for {self.timeout_s:g} s.") from error
+            if reader.has_begun:
+                message = f"{self.url} broke off in the middle of its reply ({why(error)})."
+                raise UpstreamError(message) from error
+            raise
         return reader.finish()
 
     def _refuse(self, status: int, text: str, headers: Mapping[str, str]) -> None:

@@ -49,7 +49,7 @@ def check_pairs(messages) -> None:
 
 
 async def test_a_summary_begins_a_new_trajectory(box):
-    script = Summarizer(*printing(350, 30), "That is all.")
+    script = Summarizer(*printing(350, 16), "That is all.")
     model = ScriptedModel(answer=script, max_context=9000)
     events = []
     attempt = await run(model, box, "Print all numbers.", tools=(BASH,), on_event=events.append)
@@ -72,7 +72,7 @@ async def test_a_summary_begins_a_new_trajectory(box):
         assert event.num_tokens_before >= 0.8 * 9000
     # Nothing was printed twice, nothing was lost.
     seen = {m.content for each in attempt.trajectories for m in each.messages if m.role == "tool"}
-    assert len(seen) == 30
+    assert len(seen) == 16
 
 
 async def test_dropping_old_results_may_be_enough(box):
@@ -95,7 +95,7 @@ async def test_a_window_that_holds_not_even_the_task(box):
 
 
 async def test_a_model_that_gives_no_summary(box):
-    model = ScriptedModel(answer=Summarizer(*printing(350, 30), summary=""), max_context=9000)
+    model = ScriptedModel(answer=Summarizer(*printing(350, 16), summary=""), max_context=9000)
     attempt = await run(model, box, "Print.", tools=(BASH,))
     assert attempt.stop_reason == "context" and "no summary" in attempt.detail
     check_pairs(attempt.trajectory.messages)
@@ -103,7 +103,7 @@ async def test_a_model_that_gives_no_summary(box):
 
 async def test_the_model_knows_its_window_better_than_we(box):
     """What it refuses is compacted once; the numbers in its refusal count from then on."""
-    script = Summarizer(*printing(350, 30), "Done.")
+    script = Summarizer(*printing(350, 16), "Done.")
     model = ScriptedModel(answer=script, max_context=9000)
     attempt = await run(model, box, "Print.", AgentConfig(max_context=1_000_000), tools=(BASH,))
     assert attempt.stop_reason == "done" and script.num_asked >= 1
@@ -132,7 +132,7 @@ async def test_an_estimate_that_is_wrong_is_no_loop(box):
 
 async def test_a_template_that_rewrites_the_past_is_summed_up_as_well(box):
     counted = ChatTemplate.builtin().source.replace("{%", "{{ messages | length }}{%", 1)
-    script = Summarizer(*printing(350, 30), "Done.")
+    script = Summarizer(*printing(350, 16), "Done.")
     model = ScriptedModel(answer=script, max_context=9000, template=ChatTemplate(counted))
     attempt = await run(model, box, "Print.", tools=(BASH,))
     assert attempt.stop_reason == "done" and script.num_asked >= 1
@@ -143,11 +143,11 @@ async def test_a_template_that_rewrites_the_past_is_summed_up_as_well(box):
 
 async def test_a_resumed_run_compacts_as_well(box):
     saved = []
-    script = Summarizer(*printing(350, 30), "Done.")
+    script = Summarizer(*printing(350, 16), "Done.")
     config = AgentConfig(max_context=9000)
     await run(ScriptedModel(answer=script), box, "Print.", config, tools=(BASH,), save=saved.append)
     state = next(each for each in saved if each.counts.num_turns == 5)
-    again = Summarizer(*printing(350, 30)[5:], "Done.")
+    again = Summarizer(*printing(350, 16)[5:], "Done.")
     attempt = await run(ScriptedModel(answer=again), box, state, config, tools=(BASH,))
     assert attempt.stop_reason == "done" and again.num_asked == script.num_asked
 

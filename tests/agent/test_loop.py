@@ -140,6 +140,20 @@ async def test_a_call_that_can_not_be_read_is_no_end(box):
     assert (attempt.stop_reason, attempt.counts.num_turns) == ("loop", 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("I run it.\n<tool_call>\n<function=bash>\n<parameter=command>\nls", True),
+        ("  <function=bash>", True),
+        ("ls\n</parameter>\n</function>", True),
+        ("The parser looks for <tool_call> and </function> in the text.", False),
+        ("Write\n```\n<tool_call>\n</tool_call>\n```\nand it is read.", False),
+    ],
+)
+def test_leaked_calls(text, is_one):
+    assert guard.has_leaked_call(text) is is_one
+
+
 # Leave
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 from serving import serve, wait_until
@@ -75,6 +76,7 @@ async def test_over_lathe_the_trajectory_is_the_servers_tokens():
     assert summary(over) == summary(here)
 
 
+@pytest.mark.slow  # random weights show the same: tests/server/test_known_tokens.py
 @pytest.mark.timeout(300)
 async def test_smollm2_goes_on_from_its_exact_tokens():
     llm = LLM("smollm2", engine_config=EngineConfig(kv_memory_bytes=2**29))
@@ -224,6 +226,21 @@ async def test_a_stream_that_breaks_is_an_error_and_not_tried_again(events, word
         async with ChatClient(url, "other") as client:
             with pytest.raises(UpstreamError, match=words):
                 await client.complete(ASK)
+    assert len(asked) == 1
+
+
+async def test_a_server_that_says_nothing_is_not_asked_for_ever():
+    asked, let_go = [], threading.Event()
+
+    def speak(body, handler):
+        asked.append(body)
+        let_go.wait(20)
+
+    with upstream_that(speak) as url:
+        async with ChatClient(url, "other", timeout_s=1.0) as client:
+            with pytest.raises(UpstreamError, match=r"said nothing for 1 s"):
+                await client.complete(ASK)
+        let_go.set()
     assert len(asked) == 1
 
 
