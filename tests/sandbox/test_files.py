@@ -1,5 +1,7 @@
 """Files of a sandbox, read and written from outside."""
 
+import asyncio
+import gc
 import os
 
 import pytest
@@ -92,3 +94,18 @@ async def test_a_download_writes_through_no_link(pool, tmp_path):
     await box.download("tree", tmp_path / "target")
     assert not list(outside.iterdir())
     assert (tmp_path / "target/door/file").read_text() == "planted\n"
+
+
+async def test_a_cancelled_write_ends_without_a_complaint(pool):
+    box = await pool.create()
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    for place in range(20):
+        writing = asyncio.create_task(box.write("long", bytes(4 << 20)))
+        await asyncio.sleep(0.001 * place)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        del writing
+    gc.collect()
+    await box.write("short", "x")
+    assert await box.read("short") == b"x" and complaints == []

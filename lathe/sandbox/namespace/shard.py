@@ -123,6 +123,8 @@ class Shard:
             try:
                 return await asyncio.shield(talking)
             except asyncio.CancelledError:
+                # Nobody hears how it ends any more, and asyncio would complain of that.
+                talking.add_done_callback(lambda done: done.cancelled() or done.exception())
                 ours.shutdown(socket.SHUT_RDWR)  # the thread ends, and with it the helper
                 await asyncio.wait([talking])
                 raise
