@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO, get_args
 
@@ -23,14 +23,16 @@ from lathe.agent.attempt import Attempt
 from lathe.agent.coder import Coder
 from lathe.agent.events import (
     Compacted,
+    Ended,
     Event,
     Nudged,
     StopReason,
     ToolEnded,
     ToolStarted,
     TurnEnded,
+    TurnStarted,
 )
-from lathe.agent.render import call_line, clean, one_line, stopped_line
+from lathe.agent.render import Spinner, call_line, clean, one_line, stopped_line
 from lathe.errors import UserError
 from lathe.types import Message, ToolCall
 
@@ -63,12 +65,14 @@ async def answer(coder: Coder, prompt: str, output: Output, out: TextIO, console
     """Let the agent work on one turn. `out` gets the answer or the JSON and nothing else, `console` (stderr)
     what it does. Returns the exit code. SIGINT and SIGTERM end it, with the session kept."""
     writer = JsonWriter(coder, output, out)
-    watch = writer.hear if output != "text" else watcher(console)
-    coder.on_event = watch
+    watcher = Watcher(console)
+    coder.on_event = writer.hear if output != "text" else watcher.hear
     writer.begin()
     interrupt = asyncio.Event()
+    spinning = asyncio.ensure_future(watcher.spinner.spin())
     with _interrupted_by(interrupt, (signal.SIGINT, signal.SIGTERM)):
         attempt = await coder.say(prompt, interrupt)
+    spinning.cancel()
     reason = attempt.stop_reason or "interrupted"
     if output == "text":
         if words := coder.answer_of(attempt):
@@ -93,25 +97,33 @@ def refusals(calls: list[ToolCall]) -> str:
     )
 
 
-def watcher(console: Console) -> Callable[[Event], None]:
-    """Each call and its end as a line on stderr."""
+class Watcher:
+    """Each call and its end as a line on stderr; in a terminal, also that something goes on."""
 
-    def note(text: str) -> None:
-        console.print(f"  {text}", style="dim", markup=False, soft_wrap=True, highlight=False)
+    def __init__(self, console: Console):
+        self.console = console
+        self.spinner = Spinner(console)
 
-    def hear(event: Event) -> None:
+    def hear(self, event: Event) -> None:
+        self.spinner.hide()
         match event:
+            case TurnStarted():
+                self.spinner.say("thinking")
             case ToolStarted(call):
-                console.print(call_line(call), soft_wrap=True, highlight=False)
+                self.console.print(call_line(call), soft_wrap=True, highlight=False)
+                self.spinner.say(f"running {clean(call.name)}")
             case ToolEnded(_, result, duration_s, is_error, denied):
                 last = one_line(result.content.rstrip().rsplit("\n", 1)[-1], 160)
-                note(f"{'✗' if is_error or denied else '✓'} {duration_s:.1f} s  {last}")
+                self._note(f"{'✗' if is_error or denied else '✓'} {duration_s:.1f} s  {last}")
             case Nudged(_, text):
-                note(f"(told it: {clean(text)})")
+                self._note(f"(told it: {clean(text)})")
             case Compacted(_, _, before, after):
-                note(f"(summed up: {before:,} tokens became {after:,})")
+                self._note(f"(summed up: {before:,} tokens became {after:,})")
+            case Ended():
+                self.spinner.rest()
 
-    return hear
+    def _note(self, text: str) -> None:
+        self.console.print(f"  {text}", style="dim", markup=False, soft_wrap=True, highlight=False)
 
 
 class JsonWriter:

@@ -15,7 +15,7 @@ import psutil
 
 from lathe.agent.host import Host
 from lathe.agent.project import common_folder_of, git_folder_of, top_of
-from lathe.errors import SandboxError, UserError
+from lathe.errors import InfrastructureError, SandboxError, UserError
 from lathe.sandbox.spec import Bind, Egress, Network, SandboxSpec
 from lathe.types import Limits, Sandbox
 
@@ -43,7 +43,7 @@ class PlaceConfig:
 class Workplace:
     """Sandboxes over one project, made when they are needed. Use it in `async with`.
 
-    Raises SandboxError, with what can be done about it, when this machine can't make one.
+    Raises InfrastructureError, with what can be done about it, when this machine can't make one.
     """
 
     def __init__(self, config: PlaceConfig):
@@ -76,9 +76,12 @@ class Workplace:
         if not self.config.is_sandboxed:
             return Host(self.config.folder)
         if read_only not in self._boxes:
-            pool = await self._open_pool()
-            make_hooks_folder(top_of(self.config.folder))
-            self._boxes[read_only] = await pool.create(spec_of(self.config, read_only=read_only))
+            try:
+                pool = await self._open_pool()
+                make_hooks_folder(top_of(self.config.folder))
+                self._boxes[read_only] = await pool.create(spec_of(self.config, read_only=read_only))
+            except SandboxError as error:
+                raise InfrastructureError(f"{str(error).rstrip('.')}. {HOW_TO_GO_ON}") from error
         return self._boxes[read_only]
 
     async def forget(self) -> None:
@@ -94,12 +97,9 @@ class Workplace:
         if self._pool is None:
             from lathe.sandbox.pool import open_pool
 
-            try:
-                backend: Any = self.config.backend  # the pool says what it doesn't know
-                opened = open_pool(backend=backend, num_shards=1)
-                self._pool = await self._stack.enter_async_context(opened)
-            except (UserError, SandboxError) as error:
-                raise type(error)(f"{error} {HOW_TO_GO_ON}") from error
+            backend: Any = self.config.backend  # the pool says what it doesn't know
+            opened = open_pool(backend=backend, num_shards=1)
+            self._pool = await self._stack.enter_async_context(opened)
         return self._pool
 
 

@@ -22,7 +22,7 @@ from lathe.agent.prompt import user_memories
 from lathe.agent.session import Session, SessionStore
 from lathe.agent.shadow import Shadow, ShadowError
 from lathe.agent.workplace import PlaceConfig, Workplace, parse_folders, parse_network
-from lathe.errors import UpstreamError, UserError
+from lathe.errors import SandboxError, UpstreamError, UserError
 from lathe.types import Model, SamplingParams
 
 if TYPE_CHECKING:
@@ -86,9 +86,12 @@ def code(options: CodeOptions, load: Callable[[str], LLM], console: Console) -> 
         )
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_CODES["interrupted"]
-    except UpstreamError as error:
+    except (UpstreamError, SandboxError) as error:
         console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
-        return EXIT_CODES["model"]
+        return EXIT_CODES["model" if isinstance(error, UpstreamError) else "sandbox"]
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CODES["interrupted"]
     finally:
         session.close()
 
@@ -121,7 +124,9 @@ async def _work(
     for each in (signal.SIGTERM, signal.SIGHUP):  # a closed window, too: sandboxes end with the program
         asyncio.get_running_loop().add_signal_handler(each, task.cancel)
     shadow = open_shadow(state, store.project)
-    async with Models(options, load) as models, Workplace(place) as workplace:
+    async with Workplace(place) as workplace, Models(options, load) as models:
+        # A machine that refuses says so before a model loads.
+        await workplace.sandbox(read_only=approvals.mode == "plan")
         model, name = await models.open(options.model)
         coder = Coder(
             model,
@@ -138,7 +143,6 @@ async def _work(
             return await answer(coder, prompt or "", output, sys.stdout, console)
         from lathe.agent.terminal import Terminal
 
-        await workplace.sandbox(read_only=approvals.mode == "plan")  # a machine that refuses says so now
         terminal = Terminal(coder, store, Console(), state / "code_history", models.open)
         await terminal.converse(prompt)
         return 0

@@ -12,8 +12,12 @@ import pytest
 from planted_bug import NEW, TASK, copy_example, mending
 from scripts import call
 from serving import serve, wait_until
+from typer.testing import CliRunner
 
+import lathe
+from lathe.cli import app
 from lathe.jsonl import read_rollouts
+from lathe.sandbox.spec import Bind, SandboxSpec
 from lathe.testing import ScriptedModel
 
 SILENT = "http://127.0.0.1:9"  # the discard port: nobody listens
@@ -83,22 +87,6 @@ def test_the_planted_bug_is_mended(folder, place):
     assert all(share > 0 for share in model.engine.num_cached_tokens[1:])
 
 
-def test_json_holds_the_answer_and_how_it_ended(folder, place):
-    with served(*mending(folder)) as url:
-        result = code(folder, *place, "-p", TASK, "--mode", "yolo", "--model", url, "-o", "json")
-    data = json.loads(result.stdout)
-    assert (data["type"], data["subtype"], data["is_error"], data["exit_code"]) == (
-        "result",
-        "success",
-        False,
-        0,
-    )
-    assert data["result"].endswith("all four tests pass.")
-    assert (data["num_turns"], data["num_calls"], data["permission_denials"]) == (5, 5, [])
-    assert 0 < data["usage"]["cached_tokens"] < data["usage"]["input_tokens"]
-    assert data["session_id"] == rollout_of(folder).id
-
-
 def test_stream_json_is_one_object_a_line(folder, place):
     with served(*mending(folder)) as url:
         options = ("--yolo", "--model", url, "--output", "stream-json")
@@ -114,7 +102,12 @@ def test_stream_json_is_one_object_a_line(folder, place):
     assert ids == results
     (diff,) = [line["diff"] for line in lines if "diff" in line]
     assert f"+            {NEW}" in diff
-    assert len({line["session_id"] for line in lines}) == 1
+    assert {line["session_id"] for line in lines} == {rollout_of(folder).id}
+    end = lines[-1]
+    assert (end["subtype"], end["is_error"], end["exit_code"]) == ("success", False, 0)
+    assert end["result"].endswith("all four tests pass.")
+    assert (end["num_turns"], end["num_calls"], end["permission_denials"]) == (5, 5, [])
+    assert 0 < end["usage"]["cached_tokens"] < end["usage"]["input_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +225,8 @@ def test_a_killed_program_leaves_a_session_that_goes_on(folder, place):
 # Bad input
 
 
-def test_mistakes_are_one_clear_line(folder, tmp_path):
+def test_mistakes_are_one_clear_line(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     there = ("-p", "x", "--model", SILENT)
     file = folder / "slots.py"
     for options, said in (
@@ -250,9 +244,14 @@ def test_mistakes_are_one_clear_line(folder, tmp_path):
         (("--yolo", "--mode", "plan", *there), "say different things"),
         (("-p", "--model", SILENT), "Say what to do"),
         (("--model", SILENT), "lathe code -p"),
-        (("-p", "x", "--model", "no-such-model-anywhere"), "no-such-model-anywhere"),
+        (("--backend", "magic", *there), "magic"),
+        (("-p", "x", "--no-sandbox", "--model", "no-such-model-anywhere"), "no-such-model-anywhere"),
     ):
-        assert said in error_of(code(folder, *options)).replace("\n", " "), options
+        result = CliRunner().invoke(app, ["code", "--cwd", str(folder), *map(str, options)])
+        assert result.exit_code == 1, (options, result.output)
+        assert result.stdout == ""
+        assert "Error: " in result.stderr
+        assert said in result.stderr.replace("\n", " "), options
 
 
 def test_a_silent_url_has_its_exit_code(folder):
@@ -266,3 +265,57 @@ def test_a_damaged_session_is_named(folder, place):
         path.write_text("{}\n" + path.read_text())
         said = error_of(code(folder, *place, "-p", "-c", "more", "--model", url))
     assert f"{path}, line 1" in said.replace("\n", "")
+
+
+async def test_a_machine_that_refuses_sandboxes_says_what_to_do(folder, pool):
+    """Such a machine: the inside of a sandbox, where no other can be made."""
+    lathe_folder = Path(lathe.__file__).parent.parent
+    binds = [Bind(str(lathe_folder), str(lathe_folder)), Bind(str(folder), str(folder), True)]
+    inside = await pool.create(
+        SandboxSpec(workdir=str(folder), binds=tuple(binds), env={"PYTHONPATH": str(lathe_folder)})
+    )
+    options = ("-p", "x", "--model", SILENT, "--backend", "namespace")
+    result = await inside.exec(words(folder, *options), cwd=str(folder))
+    assert (result.exit_code, result.stdout) == (58, "")
+    assert "lathe doctor says" in result.stderr
+    assert "--no-sandbox" in result.stderr
+    assert "Traceback" not in result.stderr
+    knowing = await inside.exec(words(folder, *options, "--no-sandbox"), cwd=str(folder))
+    assert knowing.exit_code == 57  # on to the model, which is not there
+
+
+def test_the_sandbox_shows_the_project_and_no_secret(folder, place, tmp_path):
+    """What a hostile command tries, by the agent's own door."""
+    if place:
+        pytest.skip("this machine has no sandbox")
+    secret = tmp_path / "home" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("hunter2")
+    hook = folder / ".git" / "hooks" / "pre-commit"
+    tries = (
+        f"cat {secret}; ls -a {secret.parent}; cat /etc/shadow",
+        f"touch {tmp_path}/outside /usr/outside",
+        f"echo 'touch {tmp_path}/ran' >{hook}; echo '[core]' >>.git/config; mv .git .git2; rm -rf .git/hooks",
+        "git config core.fsmonitor evil; echo $LATHE_API_KEY; env | grep hunter2",
+        "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 9), 2)'",
+        "touch inside; git add .; git -c user.name=a -c user.email=b commit -qm inside && echo committed",
+    )
+    with served(*(call("bash", command=line) for line in tries), "Done.") as url:
+        result = subprocess.run(
+            words(folder, "-p", "go", "--yolo", "--model", url, "-o", "stream-json"),
+            env={**environment(folder), "LATHE_API_KEY": "hunter2", "HOME": str(secret.parent)},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = map(json.loads, result.stdout.splitlines())
+    said = [line["message"]["content"][0]["content"] for line in lines if line["type"] == "user"]
+    assert len(said) == len(tries)
+    assert not any("hunter2" in text for text in said)
+    assert "root:" not in said[0]
+    assert not (tmp_path / "outside").exists()
+    assert not hook.exists()
+    assert "[core]\n[core]" not in (folder / ".git" / "config").read_text()
+    assert "fsmonitor" not in (folder / ".git" / "config").read_text()
+    assert "Error" in said[4]
+    assert "committed" in said[5]  # and yet git works in it
+    assert (folder / "inside").exists()
