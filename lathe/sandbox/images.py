@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from pathlib import Path
+
+from lathe.sandbox.namespace.layers import delete
 
 
 class ImageStore:
@@ -35,6 +38,17 @@ class ImageStore:
         manifest = {"layers": [*below, name], "on_host": self.on_host(base)}
         (self.root / "images" / f"{name}.json").write_text(json.dumps(manifest))
         return name
+
+    def has(self, image_id: str) -> bool:
+        """Whether there is such an image."""
+        return (self.root / "images" / f"{image_id}.json").is_file()
+
+    def remove(self, image_id: str) -> None:
+        """Forget an image, and delete its topmost layer. No other image and no sandbox may stand on it."""
+        with suppress(FileNotFoundError):
+            top = self.layers(image_id)[-1]
+            (self.root / "images" / f"{image_id}.json").unlink()
+            delete(str(top))
 
     def _manifest(self, image_id: str) -> dict:
         return json.loads((self.root / "images" / f"{image_id}.json").read_text())

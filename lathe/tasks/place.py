@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Sequence
 from contextlib import suppress
 
 from lathe.errors import InfrastructureError, SandboxError
 from lathe.sandbox.pool import Pool
-from lathe.sandbox.spec import Egress, Network, SandboxSpec
+from lathe.sandbox.spec import Bind, Egress, Network, SandboxSpec
 from lathe.types import Sandbox, Task
 
 SETUP_TIMEOUT_S = 600.0
 
 
-async def open_place(task: Task, pool: Pool, *, network: Network | Egress = "none") -> Sandbox:
+def place_spec(task: Task, *, network: Network | Egress = "none", binds: Sequence[Bind] = ()) -> SandboxSpec:
+    """The sandbox in which a task is worked on, before its files are there."""
+    return SandboxSpec(task.image, task.workdir, tuple(binds), limits=task.limits, network=network)
+
+
+async def open_place(
+    task: Task, pool: Pool, *, network: Network | Egress = "none", binds: Sequence[Bind] = ()
+) -> Sandbox:
     """A new sandbox with the task's image, its files, and its setup done.
 
     Raises InfrastructureError when any of that fails: whoever attempts the task had no hand in it.
     """
-    box = await pool.create(
-        SandboxSpec(image=task.image, workdir=task.workdir, limits=task.limits, network=network)
-    )
+    box = await pool.create(place_spec(task, network=network, binds=binds))
     try:
         for path, text in task.files.items():
             await box.write(posixpath.join(task.workdir, path), text)
