@@ -1,0 +1,91 @@
+"""A whole run of attempts: its file, its pool, what was finished before, and what is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lathe.agent.attempt import AgentConfig
+from lathe.jsonl import to_json
+from lathe.rollout.attempt import name_of
+from lathe.rollout.harness import ForeignAgent
+from lathe.rollout.many import Foreign, Plan, attempt_tasks, scored
+from lathe.rollout.passes import Score
+from lathe.rollout.relay import App
+from lathe.rollout.results import open_results
+from lathe.sandbox.namespace.layers import delete
+from lathe.sandbox.pool import BackendName, open_pool
+from lathe.tasks.store import task_digest
+from lathe.types import Model, Rollout, Task
+
+
+@dataclass(frozen=True)
+class ForeignSetup:
+    """An agent that is not Lathe's, and how to make a server of the model that records into a folder."""
+
+    agent: ForeignAgent
+    serve: Callable[[Path], App]
+
+
+async def run_plan(
+    plan: Plan,
+    model: Model,
+    out: Path,
+    *,
+    backend: BackendName = "auto",
+    state: Path | None = None,
+    foreign: ForeignSetup | None = None,
+    on_begin: Callable[[Score], None] = lambda score: None,
+    on_done: Callable[[Rollout, Score], None] = lambda rollout, score: None,
+    on_event: Callable[[Any], None] | None = None,
+) -> Score:
+    """Make the attempts of a plan that the file `out` doesn't have yet, and say what all of them came to.
+
+    Killed at any moment, it goes on there when it is called again. `state` is the folder of a pool that holds
+    the tasks' images; None: one of its own, beside `out`. `on_begin` is told what was finished before.
+    """
+    with open_results(out, settings_of(plan, model, foreign)) as results:
+        score = await asyncio.to_thread(scored, results, plan.tasks, name_of(model))
+        on_begin(score)
+
+        def note(done: Rollout) -> None:
+            assert done.task is not None and done.verdict is not None
+            score.add(done.task, done.verdict)
+            on_done(done, score)
+
+        folder = state or results.folder / "pool"
+        if state is None:  # ours alone: what a killed process left there is nobody's
+            await asyncio.to_thread(delete, str(folder / "boxes"))
+        async with open_pool(backend, state=folder) as pool:
+            made = None
+            if foreign is not None:
+                records = results.folder / "records"
+                await asyncio.to_thread(delete, str(records))
+                made = Foreign(foreign.agent, foreign.serve(records), records)
+            await attempt_tasks(plan, model, pool, results, foreign=made, on_done=note, on_event=on_event)
+        results.is_complete = True
+    return score
+
+
+def settings_of(plan: Plan, model: Model, foreign: ForeignSetup | None) -> dict[str, Any]:
+    """What must be the same when a run goes on. How many at a time, and how often, may change."""
+    settings = to_json(plan.config.agent)
+    if plan.config.agent.sampling is not None:
+        settings["sampling"] = to_json(plan.config.agent.sampling)
+    return {
+        "tasks": digest(plan.tasks),
+        "model": name_of(model),
+        "tools": [tool.name for tool in plan.config.tools],
+        "agent": None if foreign is None else list(foreign.agent.command),
+        **{name: settings.get(name) for name in AgentConfig.__dataclass_fields__},
+    }
+
+
+def digest(tasks: Sequence[Task]) -> str:
+    """What a set of tasks is."""
+    names = sorted(f"{task.id} {task_digest(task)}" for task in tasks)
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:16]
