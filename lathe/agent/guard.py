@@ -69,12 +69,12 @@ def judge(
     had calls that can't be run.
     """
     words = messages[-1].content
+    if not has_tools:  # one question, one answer
+        return ("length", "The reply was cut at its length limit.") if was_cut else ("done", "")
     if was_cut:
         if num_said(messages, CUT) >= MAX_CUT:
             return "length", "Replies were cut at their length limit, again and again."
         return Nudge("length", CUT)
-    if not has_tools:
-        return "done", ""
     if not words.strip():
         if num_said(messages, EMPTY) >= MAX_EMPTY:
             return "done", "The last replies were empty."

@@ -60,6 +60,9 @@ async def test_one_question_without_tools_or_a_sandbox():
     attempt = await run(model, None, "What is it?", AgentConfig(max_turns=1))
     assert (attempt.stop_reason, attempt.answer, roles(attempt)) == ("done", "Now I will say it: 42.", "ua")
     assert attempt.trajectory.tools == ()
+    config = AgentConfig(sampling=SamplingParams(max_tokens=5))
+    attempt = await run(ScriptedModel("A long answer."), None, "What is it?", config)
+    assert (attempt.stop_reason, attempt.answer, roles(attempt)) == ("length", "A lon", "ua")
 
 
 # Calls
