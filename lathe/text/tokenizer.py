@@ -12,6 +12,7 @@ from typing import Any
 from lathe.errors import CheckpointError
 from lathe.text.byte_level import SpecialToken, Vocabulary, to_bytes
 from lathe.text.gguf_tokenizer import read_metadata, write_metadata
+from lathe.text.known_texts import KnownTexts
 from lathe.text.tiktoken_ranks import read_rank_file
 from lathe.text.tokenizer_json import (
     read_json,
@@ -50,6 +51,7 @@ class Tokenizer:
         self._special = {token.text: token for token in vocabulary.special}
         self._special_pattern = pattern_of(vocabulary.special)
         self._encoder = text_encoder(vocabulary)
+        self._known = KnownTexts()
 
     def _id(self, token: str) -> int | None:
         return self.special_tokens.get(token, self.vocabulary.tokens.get(token))
@@ -144,10 +146,15 @@ class Tokenizer:
         yield text[start:]
 
     def _encode_text(self, text: str) -> list[int]:
+        ids = self._known.get(text)
+        if ids is not None:
+            return ids
         try:
-            return self._encode_whole(text)
+            ids = self._encode_whole(text)
         except TypeError:  # how the Rust side takes lone surrogates
-            return self._encode_whole(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+            ids = self._encode_whole(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        self._known.put(text, ids)
+        return ids
 
     def _encode_whole(self, text: str) -> list[int]:
         # A batch of one: `encode` would hold up all other threads, a whole server for a long prompt.
