@@ -152,10 +152,10 @@ class LLM:
             return ids
         read = self._encode(trajectory, spoken[-1] + 1, add_generation_prompt=False)
         ends = self.engine.eos_token_ids
-        if ids[: len(read)] != read or not ends & set(read):
-            return ids
         # A turn ends with its end mark, which a reply that was cut lacks, and what the template puts behind.
-        end = max(place for place, token_id in enumerate(read) if token_id in ends)
+        end = next((place for place in reversed(range(len(read))) if read[place] in ends), None)
+        if end is None or ids[: len(read)] != read:
+            return ids
         has_end = trajectory.token_ids[-1] in ends
         return trajectory.token_ids + ids[end + 1 if has_end else end :]
 
