@@ -140,7 +140,7 @@ def _surrender(box: Box, end: socket.socket) -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-    set_limits(box["limits"])
+    set_limits(box["bounds"])
     drop_capabilities()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps what falls to this process
     sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)  # last: a change of user clears it

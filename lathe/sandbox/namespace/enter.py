@@ -7,7 +7,6 @@ and nothing in the sandbox can lie about how a command ended.
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 from lathe.sandbox.namespace import syscalls as sys_
@@ -25,7 +24,7 @@ def join(box: Box, pidfd: int, mapped: bool) -> None:
     sys_.setns(pidfd, kinds | (sys_.CLONE_NEWNET if box["network"] == "loopback" else 0))
     if mapped:
         sys_.become(0, 0)
-    set_limits(box["limits"])
+    set_limits(box["bounds"])
     drop_capabilities()
     os.umask(0o022)
 
@@ -43,8 +42,6 @@ def run(box: Box, request: dict[str, Any], pidfd: int, fds: list[int], mapped: b
             os.dup2(fd, place)
         sys_.close_range(3, STATUS - 1)
         sys_.close_range(STATUS + (len(fds) > 3))
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # Python ignores some
-            signal.signal(number, signal.SIG_DFL)
         _execute(request)
     finally:
         os._exit(255)

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
-from dataclasses import dataclass, field
 
 OPAQUE = "user.overlay.opaque"
 # The overlay's notes on where a file came from: they name files by numbers of this machine's.
@@ -21,13 +19,14 @@ PASSING = tuple(f"user.overlay.{name}" for name in ("origin", "impure", "uuid", 
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-@dataclass
 class Copied:
     """What a layer took over: regular files' bytes, and entries of every kind."""
 
-    num_bytes: int = 0
-    num_entries: int = 0
-    links: dict[int, str] = field(default_factory=dict)  # a file with several names: where its first copy is
+    # Plain, as `dataclasses` would bring a megabyte of modules along into every fork of a spawner.
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.num_entries = 0
+        self.links: dict[int, str] = {}  # a file with several names: where its first copy is
 
 
 def lay_over(source: str, target: str) -> Copied:
@@ -139,17 +138,30 @@ def _attributes(source: int, target: int) -> None:
 
 
 def _remove(folder: int, name: str) -> None:
-    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        shutil.rmtree(name, dir_fd=folder)
-    else:
+    """Remove an entry with all below it, also where its owner took its own rights away."""
+    if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=folder)
+        return
+    try:
+        inner = os.open(name, READ | os.O_DIRECTORY, dir_fd=folder)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=folder)
+        inner = os.open(name, READ | os.O_DIRECTORY, dir_fd=folder)
+    try:
+        os.fchmod(inner, 0o700)
+        for each in os.listdir(inner):  # noqa: PTH208
+            _remove(inner, each)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=folder)
 
 
 def delete(folder: str) -> None:
-    """Remove a layer, also where its owner took its own rights away."""
-    for here, folders, _ in os.walk(folder):
-        for name in folders:
-            path = os.path.join(here, name)  # noqa: PTH118
-            if not os.path.islink(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):  # noqa: PTH114
-                os.chmod(path, 0o700)  # noqa: PTH101
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a layer. One that is not there is no error."""
+    parent, _, name = folder.rpartition("/")
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(parent, READ | os.O_DIRECTORY)
+        try:
+            _remove(fd, name)
+        finally:
+            os.close(fd)

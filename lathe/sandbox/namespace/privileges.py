@@ -125,19 +125,25 @@ def drop_capabilities() -> None:
     call("capset", header, sets)
 
 
-def set_limits(limits: dict) -> None:
+def process_limits(limits: dict) -> list[tuple[int, int]]:
     """The limits that hold for each process (and, for processes, for each user of a sandbox's namespace)."""
-    wanted = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: limits.get("file_bytes"),
-        resource.RLIMIT_NPROC: limits.get("num_processes"),
-        resource.RLIMIT_CPU: limits.get("cpu_s") and max(1, round(limits["cpu_s"])),
+    wanted = [
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, limits.get("file_bytes")),
+        (resource.RLIMIT_NPROC, limits.get("num_processes")),
+        (resource.RLIMIT_CPU, limits.get("cpu_s") and max(1, round(limits["cpu_s"]))),
         # Not RLIMIT_AS: node, Java and Go reserve address space that they never use.
-        resource.RLIMIT_DATA: limits.get("data_bytes"),
-        resource.RLIMIT_NOFILE: 4096,
-    }
-    for kind, value in wanted.items():
+        (resource.RLIMIT_DATA, limits.get("data_bytes")),
+        (resource.RLIMIT_NOFILE, 4096),
+    ]
+    bounds = []
+    for kind, value in wanted:
         if value is not None:
             hard = resource.getrlimit(kind)[1]
-            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (bound, bound))
+            bounds.append((kind, value if hard == resource.RLIM_INFINITY else min(value, hard)))
+    return bounds
+
+
+def set_limits(bounds: list[tuple[int, int]]) -> None:
+    for kind, bound in bounds:
+        resource.setrlimit(kind, (bound, bound))

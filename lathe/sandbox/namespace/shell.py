@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 REPORT = f'printf \'%d %s\\0\' "$?" "$PWD" >&{STATUS}\n'
 MAX_OUTPUT_BYTES = 1 << 20
-PATIENCE_S = (0.3, 0.3, 1.0, 2.0)  # after each interruption; the first lets programs end by themselves
+# After each interruption. The first ones let programs end by themselves; then every other one kills, since a
+# shell gives its line up only if what it waits for heeds the signal, too.
+PATIENCE_S = (0.2,) * 12 + (0.5,) * 8
 
 
 class NamespaceShell:
@@ -120,7 +122,7 @@ class NamespaceShell:
             if not await self._ended(timeout_s):
                 self._interrupted = True
                 for time_, patience_s in enumerate(PATIENCE_S):
-                    await self._running.interrupt(kill=time_ > 0)
+                    await self._running.interrupt(kill=time_ >= 3 and time_ % 2 == 1)
                     if await self._ended(patience_s):
                         break
                 else:

@@ -16,13 +16,14 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lathe.sandbox.namespace import binds, build, enter, files, sweep, view, wire
 from lathe.sandbox.namespace import syscalls as sys_
-from lathe.sandbox.namespace.privileges import install_filter
+from lathe.sandbox.namespace.privileges import install_filter, process_limits
 
 Message = dict[str, Any]
 
@@ -45,11 +46,14 @@ class Spawner:
         self.wake, self.wake_in = socket.socketpair()
         for end in (self.wake, self.wake_in):
             end.setblocking(False)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and so would every command
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake_in.fileno(), warn_on_full_buffer=False)
         for fd in (self.control.fileno(), self.wake.fileno()):
             self.epoll.register(fd, select.EPOLLIN)
-        self.outbox: list[bytes] = []
+        self.outbox: deque[bytes] = deque()
+        self.is_blocked = False
 
     def serve(self) -> None:
         """Until the other side closes its end."""
@@ -117,16 +121,20 @@ class Spawner:
             try:
                 wire.send(self.control, self.outbox[0])
             except BlockingIOError:
-                self.epoll.modify(self.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
-                return
+                break
             except ConnectionError:
                 return
-            self.outbox.pop(0)
-        self.epoll.modify(self.control.fileno(), select.EPOLLIN)
+            self.outbox.popleft()
+        if self.is_blocked != bool(self.outbox):
+            self.is_blocked = bool(self.outbox)
+            events = select.EPOLLIN | (select.EPOLLOUT if self.is_blocked else 0)
+            self.epoll.modify(self.control.fileno(), events)
 
     def _create(self, request: Message, _: list[int]) -> None:
         with binds.attached(request["box"]["binds"], self.outside, self.mapped) as places:
-            self._give_birth(request, {**request["box"], "binds": places})
+            box = request["box"]
+            box["bounds"] = process_limits(box["limits"])
+            self._give_birth(request, {**box, "binds": places})
 
     def _give_birth(self, request: Message, box: Message) -> None:
         ours, theirs = socket.socketpair()
@@ -138,7 +146,7 @@ class Spawner:
         try:
             rows = [(0, view.FIRST_UID, view.NUM_UIDS)] if self.mapped else [(0, 0, 1)]
             view.write_maps(pid, rows, rows)
-            ours.send(b"m")
+            ours.send(b"m", socket.MSG_NOSIGNAL)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             ours.close()
@@ -211,9 +219,8 @@ class Spawner:
 
     def _box(self, request: Message) -> Message | None:
         box = self.boxes.get(request["name"])
-        if box is None or sweep.is_exiting(box["pid"]):
+        if box is None:
             self.reply(request, gone=True)
-            return None
         return box
 
     def _exec(self, request: Message, fds: list[int]) -> None:
@@ -272,7 +279,9 @@ class Spawner:
 
     def _quiet(self, request: Message, _: list[int]) -> None:
         box = self._box(request)
-        if box is not None:
+        if box is not None and sweep.is_exiting(box["pid"]):
+            self.reply(request, gone=True)
+        elif box is not None:
             sweep.end_everything(box, self._inside)
             self.reply(request)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,22 +195,24 @@ def skeleton(root: Path) -> None:
         source = Path("/etc", name)
         target = root / "etc" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, symlinks=True, ignore=_unreadable, dirs_exist_ok=True)
-        elif source.is_file() and source.stat().st_mode & 0o004:
-            shutil.copy(source, target)
+        if source.exists():
+            _copy(source, target)
     for name, text in ETC_TEXTS.items():
         (root / "etc" / name).write_text(text)
 
 
-def _unreadable(folder: str, names: list[str]) -> list[str]:
-    """Those entries that are no business of everybody's."""
-    hidden = []
-    for name in names:
-        status = Path(folder, name).lstat()
-        if not status.st_mode & 0o004:
-            hidden.append(name)
-    return hidden
+def _copy(source: Path, target: Path) -> None:
+    """Copy what everybody may read."""
+    if source.is_symlink() and not source.is_dir():
+        target.symlink_to(source.readlink())
+    elif not source.stat().st_mode & 0o004:
+        return
+    elif source.is_dir():
+        target.mkdir(exist_ok=True)
+        for each in source.iterdir():
+            _copy(each, target / each.name)
+    elif source.is_file():
+        target.write_bytes(source.read_bytes())
 
 
 def _give(folder: Path, uid: int) -> None:
