@@ -53,12 +53,17 @@ class Pool:
 
 @asynccontextmanager
 async def open_pool(
-    backend: BackendName = "auto", state: Path | None = None, num_shards: int | None = None
+    backend: BackendName = "auto",
+    state: Path | None = None,
+    num_shards: int | None = None,
+    use_cgroups: bool = True,
 ) -> AsyncIterator[Pool]:
     """A pool, until the block ends: then all of its sandboxes end.
 
-    `state` keeps images and sleeping sandboxes, None for a folder that is deleted in the end. `num_shards`
-    are processes that make sandboxes, at most 2,000 each; None: as many as the machine has cores, 8 at most.
+    `state` keeps images and layers of sleeping sandboxes, None for a folder that is deleted in the end.
+    `num_shards` are processes that make sandboxes, at most 2,000 each; None: as many as there are cores, 8
+    at most. `use_cgroups`: where it may, give each sandbox that runs commands control groups, which alone
+    bound the memory of all its processes together. It takes some milliseconds at the first command.
     """
     temporary = state is None
     folder = Path(tempfile.mkdtemp(prefix=f"lathe-pool-{os.getpid()}-")) if state is None else state
@@ -67,7 +72,7 @@ async def open_pool(
         images = ImageStore(folder / "images")
         if backend not in ("auto", "namespace"):
             raise UserError(f"there is no backend {backend!r}")
-        made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1))
+        made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1), use_cgroups)
         try:
             await made.start()
             yield Pool(made, images)
@@ -80,7 +85,10 @@ async def open_pool(
 
 @contextmanager
 def open_pool_sync(
-    backend: BackendName = "auto", state: Path | None = None, num_shards: int | None = None
+    backend: BackendName = "auto",
+    state: Path | None = None,
+    num_shards: int | None = None,
+    use_cgroups: bool = True,
 ) -> Iterator[Any]:
     """`open_pool` for code that has no event loop: `with open_pool_sync() as pool: box = pool.create()`.
 
@@ -89,7 +97,7 @@ def open_pool_sync(
     """
     loop = LoopThread()
     try:
-        context = open_pool(backend, state, num_shards)
+        context = open_pool(backend, state, num_shards, use_cgroups)
         pool = loop.run(context.__aenter__())
         try:
             yield WithoutAwait(pool, loop)

@@ -5,6 +5,7 @@ import socket
 from dataclasses import replace
 
 import pytest
+from sandbox_traces import until
 
 from lathe.errors import UserError
 from lathe.sandbox.spec import Bind, SandboxSpec
@@ -128,3 +129,30 @@ async def test_root_inside_is_nobody_outside(pool, tmp_path):
         "CapEff:\t00000000000004fb",
     ]
     await process.kill()
+
+
+async def test_memory_of_all_processes_together_is_bounded(pool):
+    if "memory" not in pool._backend._cgroups.controllers:
+        pytest.skip(f"no control groups here: {pool._backend.missing_cgroups}")
+    box = await pool.create(SandboxSpec(limits=replace(Limits(), memory_bytes=256 << 20)))
+    hog = "import os; os.fork(); os.fork(); x = b'x' * (100 << 20); print(len(x)); os.wait()"
+    result = await box.exec(["python3", "-c", hog])
+    assert result.exit_code != 0 or result.stdout.count("104857600") < 4
+    alone = await box.exec(["python3", "-c", "x = b'x' * (300 << 20)"])
+    assert alone.exit_code != 0 and "MemoryError" in alone.stderr
+    assert (await box.exec("echo fine")).stdout == "fine\n"
+
+
+async def test_pids_and_cpu_groups(pool):
+    if not {"pids", "cpu"} <= set(pool._backend._cgroups.controllers):
+        pytest.skip(f"no control groups here: {pool._backend.missing_cgroups}")
+    box = await pool.create(SandboxSpec(limits=replace(Limits(), num_processes=20, num_cpus=0.2)))
+    # Each user of the sandbox's may have 20 by the limit of processes; all of them together no more.
+    each = "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done; wait'"
+    running = await box.start(f"for u in 1 2 3; do setpriv --reuid=$u --clear-groups {each} & done; wait")
+    await until(lambda: "fork" in running.output()[1])
+    await running.kill()
+    spin = (
+        "import time as t; end = t.monotonic() + 1\nwhile t.monotonic() < end: pass\nprint(t.process_time())"
+    )
+    assert float((await box.exec(["python3", "-c", spin])).stdout) < 0.6

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lathe.errors import InfrastructureError, SandboxGone, UserError
 from lathe.sandbox.images import ImageStore
+from lathe.sandbox.namespace.cgroups import Cgroups, find_cgroups
 from lathe.sandbox.namespace.layers import delete
 from lathe.sandbox.namespace.sandbox import NamespaceSandbox
 from lathe.sandbox.namespace.shard import Shard
@@ -34,7 +35,7 @@ class NamespaceBackend:
 
     name = "namespace"
 
-    def __init__(self, state: Path, images: ImageStore, num_shards: int):
+    def __init__(self, state: Path, images: ImageStore, num_shards: int, use_cgroups: bool = True):
         self.images = images
         self._state = state
         self._mapped = os.getuid() == 0 and can_map()
@@ -47,6 +48,9 @@ class NamespaceBackend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._folder = state / "boxes"
+        self._cgroups, self.missing_cgroups = (
+            find_cgroups() if use_cgroups else (Cgroups([]), "not asked for")
+        )
 
     async def start(self) -> None:
         """Start the first spawner. Raises InfrastructureError where the machine refuses."""
@@ -119,6 +123,7 @@ class NamespaceBackend:
         if "fault" in answer:
             shard.num_boxes -= 1
             raise InfrastructureError(f"a sandbox could not be made: {answer['fault']}")
+        box.is_grouped = not self._cgroups.controllers
         if box.gone:  # closed meanwhile
             await self.cool(box, shard)
         return shard
@@ -145,11 +150,25 @@ class NamespaceBackend:
             "limits": {**limits, "data_bytes": limits["memory_bytes"]},
         }
 
+    async def group(self, box: NamespaceSandbox, shard: Shard) -> None:
+        """Have the commands of a warm sandbox start in control groups of its own."""
+        try:
+            groups = self._cgroups.create(box.id, box.spec.limits)
+        except OSError as error:
+            raise InfrastructureError(f"sandbox {box.id} got no control group: {error}") from error
+        box.has_groups = bool(groups)
+        if groups:
+            await shard.ask({"op": "launch", "name": box.id}, groups)
+        box.is_grouped = True
+
     async def cool(self, box: NamespaceSandbox, shard: Shard) -> None:
         """End a warm sandbox's processes and unmount it."""
         shard.num_boxes -= 1
         with contextlib.suppress(InfrastructureError, SandboxGone):  # with its spawner, it has ended, too
             await shard.ask({"op": "destroy", "name": box.id})
+        if box.has_groups:
+            box.has_groups = False
+            await asyncio.to_thread(self._cgroups.delete, box.id)
 
     async def destroy(self, box: NamespaceSandbox, why: str) -> None:
         shard = box.shard
@@ -262,6 +281,7 @@ class NamespaceBackend:
                 await shard.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await asyncio.to_thread(self._cgroups.close)
         for name in ("boxes", "root"):
             with contextlib.suppress(OSError):
                 (self._state / name).rmdir()

@@ -55,6 +55,8 @@ class NamespaceSandbox:
         self.layers: list[str] = []
         self.frozen_bytes = 0
         self.gone: str | None = None
+        self.is_grouped = False  # commands may start: in control groups, or none are to be had
+        self.has_groups = False
         self.last_used = time.monotonic()
         self.num_users = 0
         self.shells: set[NamespaceShell] = set()
@@ -74,7 +76,7 @@ class NamespaceSandbox:
         on_output: Callable[[Literal["stdout", "stderr"], bytes], None] | None = None,
     ) -> ExecResult:
         argv, folder, merged = self._checked(command, cwd, env)
-        async with self.in_use() as shard:
+        async with self.in_use(groups=True) as shard:
             running = Command(shard, self.id, max_output_bytes, on_output)
             running.start(argv, folder, merged, stdin.encode() if isinstance(stdin, str) else stdin)
             return await running.finish(timeout_s)
@@ -88,7 +90,7 @@ class NamespaceSandbox:
         stdin: str | bytes | None = None,
     ) -> Command:
         argv, folder, merged = self._checked(command, cwd, env)
-        async with self.in_use() as shard:
+        async with self.in_use(groups=True) as shard:
             running = Command(shard, self.id, BACKGROUND_OUTPUT_BYTES, None)
             running.start(argv, folder, merged, stdin.encode() if isinstance(stdin, str) else stdin)
             return running
@@ -213,9 +215,11 @@ class NamespaceSandbox:
             pass
 
     @asynccontextmanager
-    async def in_use(self) -> AsyncIterator[Shard]:
-        """The warm sandbox's shard, while something is done with it: no lifetime of idleness ends it
-        meanwhile."""
+    async def in_use(self, groups: bool = False) -> AsyncIterator[Shard]:
+        """The warm sandbox's shard, while something is done with it: being used is not being idle.
+
+        `groups`: with its control groups, as commands need them.
+        """
         self.num_users += 1
         try:
             if self.shard is None:
@@ -223,6 +227,11 @@ class NamespaceSandbox:
                     self._check()
                     if self.shard is None:
                         self.shard = await self._backend.warm(self)
+            if groups and not self.is_grouped:
+                async with self._changing:
+                    self._check()
+                    if self.shard is not None and not self.is_grouped:
+                        await self._backend.group(self, self.shard)
             self._check()
             yield self.shard
         finally:

@@ -52,7 +52,7 @@ class NamespaceShell:
         self._reports = b""
         self._reported = asyncio.Event()
         try:
-            async with self._sandbox.in_use() as shard:
+            async with self._sandbox.in_use(groups=True) as shard:
                 self._running = Command(shard, self._sandbox.id, MAX_OUTPUT_BYTES, None)
                 argv = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
                 self._running.start(argv, self._cwd, self._env, theirs, [reports])

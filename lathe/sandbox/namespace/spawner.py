@@ -21,8 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lathe.sandbox.namespace import binds, build, enter, files, sweep, view, wire
+from lathe.sandbox.namespace import binds, build, enter, files, launcher, sweep, view, wire
 from lathe.sandbox.namespace import syscalls as sys_
+from lathe.sandbox.namespace.fork import fork_into, fork_into_unprivileged
 from lathe.sandbox.namespace.privileges import install_filter, process_limits
 
 Message = dict[str, Any]
@@ -40,6 +41,11 @@ class Spawner:
         self.commands: dict[int, Message] = {}  # pid of a running command's leader: its request
         self.helpers: dict[int, Message] = {}  # pid of a child that handles files: its request
         self.births: dict[int, tuple[socket.socket, Message, int]] = {}  # by descriptor of the birth's socket
+        self.launchers: dict[
+            int, tuple[Message, Message]
+        ] = {}  # by descriptor: its sandbox, who asked for it
+        self.starting: dict[int, Message] = {}  # commands that a launcher is about to start
+        self.early: dict[int, int] = {}  # pid of such a one that has ended before that was heard: its status
         self.epoll = select.epoll()
         self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self.faults, self.faults_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -66,6 +72,8 @@ class Spawner:
                     with contextlib.suppress(BlockingIOError):
                         self.wake.recv(4096)
                     self._reap()
+                elif fd in self.launchers:
+                    self._hear_launcher(fd)
                 elif fd in self.births:
                     self._finish_birth(fd)
             self._send_waiting()
@@ -93,6 +101,7 @@ class Spawner:
         operations: dict[str, Callable[[Message, list[int]], None]] = {
             "create": self._create,
             "exec": self._exec,
+            "launch": self._launch,
             "kill": self._kill,
             "interrupt": self._interrupt,
             "quiet": self._quiet,
@@ -176,46 +185,11 @@ class Spawner:
         """Fork into a sandbox's pid namespace. `child` gets the sandbox's pidfd and must not return."""
         pidfd = sys_.pidfd_open(box["pid"])
         try:
-            return (self._fork_inside if self.mapped else self._fork_inside_unprivileged)(pidfd, child)
+            if self.mapped:
+                return fork_into(pidfd, self.own_pids, child)
+            return fork_into_unprivileged(pidfd, child)
         finally:
             os.close(pidfd)
-
-    def _fork_inside(self, pidfd: int, child: Callable[[int], None]) -> int:
-        sys_.setns(pidfd, sys_.CLONE_NEWPID)  # of this process's children, not of itself
-        try:
-            pid = sys_.clone(0)
-            if pid == 0:
-                try:
-                    child(pidfd)
-                finally:  # whatever happens, there must not be two spawners
-                    os._exit(255)
-        finally:
-            sys_.setns(self.own_pids, sys_.CLONE_NEWPID)
-        return pid
-
-    def _fork_inside_unprivileged(self, pidfd: int, child: Callable[[int], None]) -> int:
-        """Who is root in a user namespace only can't come back to the pid namespace around it.
-
-        So a child goes, and makes another child of this process there.
-        """
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        with open(ours, "rb") as answer:  # noqa: PTH123
-            between = sys_.clone(0)
-            if between == 0:
-                try:
-                    sys_.setns(pidfd, sys_.CLONE_NEWPID)
-                    pid = sys_.clone(sys_.CLONE_PARENT)
-                    if pid == 0:
-                        child(pidfd)
-                    os.write(theirs, str(pid).encode())
-                finally:
-                    os._exit(255)
-            os.close(theirs)
-            said = answer.read()
-        os.waitpid(between, 0)
-        if not said:
-            raise ProcessLookupError(3, "the sandbox has ended")
-        return int(said)
 
     def _box(self, request: Message) -> Message | None:
         box = self.boxes.get(request["name"])
@@ -227,11 +201,75 @@ class Spawner:
         box = self._box(request)
         if box is None:
             return
+        if "launcher" in box:
+            wire.send(box["launcher"][0], wire.pack(request), fds)
+            self.starting[request["id"]] = request
+            return
         pid = self._inside(
             box, lambda pidfd: enter.run(box, request, pidfd, fds, self.mapped, self.faults_in)
         )
-        box["live"].add(pid)
+        self._command_began(request, pid)
+
+    def _command_began(self, request: Message, pid: int) -> None:
         self.commands[pid] = request
+        box = self.boxes.get(request["name"])
+        if box is not None:
+            box["live"].add(pid)
+
+    def _launch(self, request: Message, groups: list[int]) -> None:
+        """Have a process join the control groups, from which this sandbox's commands will come."""
+        box = self._box(request)
+        if box is None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pidfd = sys_.pidfd_open(box["pid"])
+        pid = sys_.clone(0)
+        if pid == 0:
+            try:
+                launcher.serve(box, theirs, pidfd, groups, self.mapped, self.faults_in)
+            finally:
+                os._exit(255)
+        os.close(pidfd)
+        theirs.close()
+        box["launcher"] = (ours, pid)
+        self.launchers[ours.fileno()] = (box, request)
+        self.epoll.register(ours.fileno(), select.EPOLLIN)
+
+    def _hear_launcher(self, fd: int) -> None:
+        box, joining = self.launchers[fd]
+        try:
+            said, _ = wire.receive(box["launcher"][0])
+        except OSError:
+            said = None
+        if said is None or "id" not in said:
+            if said is None:
+                self.epoll.unregister(fd)
+            self._fail(joining, str(said)) if said != {"up": True} else self.reply(joining)
+            return
+        request = self.starting.pop(said["id"])
+        if "fault" in said:
+            self._fail(request, said["fault"])
+            return
+        pid = said["pid"]
+        self._command_began(request, pid)
+        if request.get("killed"):
+            self._kill_command(pid)
+        if pid in self.early:
+            self._command_ended(pid, self.early.pop(pid))
+
+    def _end_launcher(self, box: Message) -> None:
+        if "launcher" not in box:
+            return
+        end, pid = box.pop("launcher")
+        del self.launchers[end.fileno()]
+        with contextlib.suppress(OSError):
+            self.epoll.unregister(end.fileno())
+        end.close()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for which in [which for which, each in self.starting.items() if each["name"] == box["name"]]:
+            self.reply(self.starting.pop(which), gone=True)
 
     def _files(self, request: Message, fds: list[int]) -> None:
         box = self._box(request)
@@ -296,13 +334,17 @@ class Spawner:
         self.reply(request)
 
     def _kill(self, request: Message, _: list[int]) -> None:
+        if request["which"] in self.starting:
+            self.starting[request["which"]]["killed"] = True
         for pid, each in self.commands.items():
             if each["id"] == request["which"]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                self._kill_command(pid)
         self.reply(request)
+
+    def _kill_command(self, pid: int) -> None:
+        for kill in (os.killpg, os.kill):  # it may not have its own group yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
 
     def _destroy(self, request: Message, _: list[int]) -> None:
         box = self._box(request)
@@ -327,8 +369,12 @@ class Spawner:
 
     def _helper_ended(self, pid: int, status: int) -> None:
         request = self.helpers.pop(pid, None)
-        if request is None:
-            return  # it was to become a sandbox, and said why it could not
+        if (
+            request is None
+        ):  # a command whose launcher has not spoken yet; or one that failed to become a sandbox
+            if self.starting:
+                self.early[pid] = status
+            return
         box = self.boxes.get(request.get("name", ""))
         if box is not None:
             box["live"].discard(pid)
@@ -365,6 +411,7 @@ class Spawner:
 
     def _box_ended(self, pid: int) -> None:
         box = self.boxes.pop(self.box_of_init.pop(pid))
+        self._end_launcher(box)
         if box.get("farewell"):
             self.reply(box["farewell"])
         else:
@@ -373,6 +420,8 @@ class Spawner:
     def end(self) -> None:
         """End every sandbox, some at a time: a kernel that frees thousands at once holds up its
         neighbours."""
+        for box, _ in list(self.launchers.values()):
+            self._end_launcher(box)
         waiting = list(self.box_of_init)
         while waiting:
             for pid in waiting[:50]:
