@@ -265,6 +265,10 @@ def code(
     no_sandbox: Annotated[
         bool, typer.Option("--no-sandbox", help="Run commands as you, unguarded. Know what you do.")
     ] = False,
+    mcp: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="MCP servers to start, not in the sandbox. May be repeated."),
+    ] = None,
     temperature: Temperature = None,
     seed: Seed = None,
     max_context: MaxContext = None,
@@ -305,6 +309,7 @@ def code(
         max_context=max_context,
         temperature=temperature,
         seed=seed,
+        mcp=tuple(mcp or ()),
     )
     ended = work(options, lambda name: load(name, max_context, device, dtype, yarn, keep_fp8, out), out)
     raise typer.Exit(ended)

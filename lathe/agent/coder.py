@@ -114,6 +114,7 @@ class Coder:
         if self._workspace is None or self._workspace.sandbox is not box:
             old = self._workspace
             self._workspace = Workspace(box, max_output_chars=self.config.max_output_chars)
+            self._workspace.kept = getattr(box, "kept", self._workspace.kept)
             if old is not None:
                 self._workspace.cwd, self._workspace.todos = old.cwd, old.todos
         before = self.session.trajectory

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,22 +14,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lathe.errors import SandboxError
-from lathe.types import ExecResult, FileInfo, Process, Shell
+from lathe.types import ExecResult, FileInfo, Shell
 
 CHUNK_BYTES = 1 << 16
 LEFT_OUT = b"\n[... %d bytes left out ...]\n"
 
 
 class Host:
-    """The machine itself, as the tools see it: `exec`, `read`, `write` and `list` of `types.Sandbox`.
+    """The machine itself, as the tools see it: `exec`, `start`, `read`, `write`, `list` of `types.Sandbox`.
 
     It keeps nothing back and has nothing to snapshot. A command's process group is killed at the limit, and
-    when the call is cancelled; a program that left its group lives on.
+    when the call is cancelled; what was started in the background is killed by `close`. A program that left
+    its group lives on. `kept` is a folder of its own, for the tools.
     """
 
     def __init__(self, folder: Path):
         self.id = f"host-{uuid.uuid4().hex[:8]}"
         self.workdir = str(folder)
+        self.kept = tempfile.mkdtemp(prefix="lathe-host-")
+        self._started: list[HostProcess] = []
 
     async def exec(
         self,
@@ -85,8 +90,12 @@ class Host:
             time.monotonic() - started,
         )
 
-    async def start(self, command: str | Sequence[str], **options: Any) -> Process:
-        raise SandboxError("without a sandbox, nothing runs in the background: start it in a terminal")
+    async def start(
+        self, command: str | Sequence[str], *, timeout_s: float | None = None, **options: Any
+    ) -> HostProcess:
+        process = HostProcess(asyncio.ensure_future(self.exec(command, timeout_s=timeout_s, **options)))
+        self._started.append(process)
+        return process
 
     async def shell(self, **options: Any) -> Shell:
         raise SandboxError("without a sandbox, there is no shell that lives on")
@@ -116,7 +125,11 @@ class Host:
 
     async def resume(self) -> None: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        for process in self._started:
+            await process.kill()
+        self._started.clear()
+        await asyncio.to_thread(shutil.rmtree, self.kept, ignore_errors=True)
 
     def _path(self, path: str) -> Path:
         return Path(self.workdir) / path
@@ -153,6 +166,24 @@ class Host:
                 kind = "file"
             found.append(FileInfo(entry.name, kind, status.st_size, status.st_mode & 0o7777))
         return found
+
+
+class HostProcess:
+    """A command in the background. Its output is known when it has ended."""
+
+    def __init__(self, running: asyncio.Future[ExecResult]):
+        self._running = running
+
+    async def wait(self, timeout_s: float | None = None) -> ExecResult:
+        return await asyncio.wait_for(asyncio.shield(self._running), timeout_s)
+
+    def output(self) -> tuple[str, str]:
+        result = self._running.result() if self._running.done() else ExecResult(0)
+        return result.stdout, result.stderr
+
+    async def kill(self) -> None:
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
 
 
 class _Kept:

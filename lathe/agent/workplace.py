@@ -58,7 +58,7 @@ class Workplace:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._boxes.clear()
+        await self.forget()
         await self._stack.aclose()
 
     @property
@@ -74,7 +74,8 @@ class Workplace:
     async def sandbox(self, *, read_only: bool = False) -> Sandbox:
         """The sandbox of this project. `read_only`: another one, in which nothing of the project changes."""
         if not self.config.is_sandboxed:
-            return Host(self.config.folder)
+            read_only = False  # nothing could keep it
+            self._boxes.setdefault(False, Host(self.config.folder))
         if read_only not in self._boxes:
             try:
                 pool = await self._open_pool()

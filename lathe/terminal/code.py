@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from lathe.agent.approvals import Approvals, parse_mode
 from lathe.agent.attempt import AgentConfig
 from lathe.agent.coder import Coder
 from lathe.agent.headless import EXIT_CODES, Output, answer, parse_output, read_prompt
+from lathe.agent.mcp import open_servers, read_servers
 from lathe.agent.project import open_project, project_name, state_folder, top_of
 from lathe.agent.prompt import user_memories
 from lathe.agent.session import Session, SessionStore
 from lathe.agent.shadow import Shadow, ShadowError
+from lathe.agent.tools import NATIVE_TOOLS
 from lathe.agent.workplace import PlaceConfig, Workplace, parse_folders, parse_network
 from lathe.errors import SandboxError, UpstreamError, UserError
 from lathe.types import Model, SamplingParams
@@ -60,6 +63,7 @@ class CodeOptions:
     max_context: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    mcp: tuple[Path, ...] = ()
 
 
 def code(options: CodeOptions, load: Callable[[str], LLM], console: Console) -> int:
@@ -124,9 +128,15 @@ async def _work(
     for each in (signal.SIGTERM, signal.SIGHUP):  # a closed window, too: sandboxes end with the program
         asyncio.get_running_loop().add_signal_handler(each, task.cancel)
     shadow = open_shadow(state, store.project)
-    async with Workplace(place) as workplace, Models(options, load) as models:
+    async with AsyncExitStack() as stack:
+        workplace = await stack.enter_async_context(Workplace(place))
+        models = await stack.enter_async_context(Models(options, load))
         # A machine that refuses says so before a model loads.
         await workplace.sandbox(read_only=approvals.mode == "plan")
+        servers = [each for path in mcp_files(options) for each in read_servers(path, os.environ)]
+        mcp = await stack.enter_async_context(open_servers(servers))
+        for problem in mcp.problems:
+            console.print(problem, style="yellow", markup=False, soft_wrap=True)
         model, name = await models.open(options.model)
         coder = Coder(
             model,
@@ -135,6 +145,7 @@ async def _work(
             shadow,
             approvals,
             config_of(options, model),
+            tools=(*NATIVE_TOOLS, *mcp.tools),
             memories=user_memories(Path.home()),
             warn=lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True),
         )
@@ -146,6 +157,13 @@ async def _work(
         terminal = Terminal(coder, store, Console(), state / "code_history", models.open)
         await terminal.converse(prompt)
         return 0
+
+
+def mcp_files(options: CodeOptions) -> list[Path]:
+    """The person's own, and those that were named. A project's file is read only when it is named: it may
+    start any command, and not in the sandbox."""
+    own = Path.home() / ".config" / "lathe" / "mcp.json"
+    return [*([own] if own.is_file() else []), *options.mcp]
 
 
 def open_shadow(state: Path, folder: Path) -> Shadow | None:

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lathe.agent.tools.tool import KEPT, AgentTool, Output, Workspace, schema
+from lathe.agent.tools.tool import AgentTool, Output, Workspace, schema
 from lathe.types import ExecResult, Tool
 
 DEFAULT_TIMEOUT_S = 120.0
 MAX_TIMEOUT_S = 1800.0
 MAX_KEPT_BYTES = 4 << 20
-CWD_FILE = f"{KEPT}/cwd"
 
 # An image may have no bash. Both outputs go where the first goes, so that they stay in their order.
 START = 'if command -v bash >/dev/null; then exec bash -c "$1" 2>&1; else exec sh -c "$1" 2>&1; fi'
@@ -32,11 +31,12 @@ async def run(workspace: Workspace, arguments: Mapping[str, Any]) -> Output:
     if arguments.get("background") or TRAILING.search(command):
         return await run_in_background(workspace, TRAILING.sub("", command))
     timeout_s = min(max(float(arguments.get("timeout_s") or DEFAULT_TIMEOUT_S), 1.0), MAX_TIMEOUT_S)
+    cwd_file = f"{workspace.kept}/cwd"
     # On the command's own line, so that bash counts lines as the model does.
-    line = f"trap '{{ pwd -P >{CWD_FILE}; }} 2>/dev/null' EXIT; {command}"
+    line = f"trap '{{ pwd -P >{cwd_file}; }} 2>/dev/null' EXIT; {command}"
     before = workspace.cwd
     with suppress(OSError, ValueError):  # the last command may have done what it liked with our file
-        await workspace.sandbox.write(CWD_FILE, before + "\n")
+        await workspace.sandbox.write(cwd_file, before + "\n")
     result = await workspace.sandbox.exec(
         ["/bin/sh", "-c", START, "sh", line],
         cwd=before,
@@ -55,7 +55,7 @@ async def run(workspace: Workspace, arguments: Mapping[str, Any]) -> Output:
 async def run_in_background(workspace: Workspace, command: str) -> Output:
     """Start it, and tell where its output is. It lives until it ends or the sandbox does."""
     sandbox = workspace.sandbox
-    log = f"{KEPT}/background-{uuid.uuid4().hex[:8]}.log"
+    log = f"{workspace.kept}/background-{uuid.uuid4().hex[:8]}.log"
     await sandbox.write(log, "")
     line = f"exec >{log} 2>&1; echo $$ >{log}.pid; {command}"
     process = await sandbox.start(["/bin/sh", "-c", START, "sh", line], cwd=workspace.cwd)
@@ -81,7 +81,11 @@ def said_of(result: ExecResult, timeout_s: float) -> list[str]:
 async def last_folder(workspace: Workspace, before: str) -> str:
     """The folder that the last command ended in; the one before where it can't be told, or is gone."""
     try:
-        path = (await workspace.sandbox.read(CWD_FILE, max_bytes=4096)).decode().removesuffix("\n")
+        path = (
+            (await workspace.sandbox.read(f"{workspace.kept}/cwd", max_bytes=4096))
+            .decode()
+            .removesuffix("\n")
+        )
         await workspace.sandbox.list(path or before)
     except (OSError, ValueError):
         return before

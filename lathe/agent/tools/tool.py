@@ -35,12 +35,13 @@ class Workspace:
     """A sandbox as the tools see it, and what they remember between calls.
 
     `cwd` is the folder that bash is in; relative paths start there. `max_output_chars` is the most that one
-    result holds.
+    result holds. `kept` is a folder in the sandbox for what the tools keep: whole outputs, and bash's folder.
     """
 
     sandbox: Sandbox
     cwd: str = ""
     max_output_chars: int = 10_000
+    kept: str = KEPT
     todos: list[Mapping[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Workspace:
         """The text, or its head and tail with a line between them that names the file with all of it."""
         if len(text) <= self.max_output_chars:
             return text
-        kept = f"{KEPT}/output-{uuid.uuid4().hex[:8]}.txt"
+        kept = f"{self.kept}/output-{uuid.uuid4().hex[:8]}.txt"
         # Commands may print what is no UTF-8; it was replaced when it was decoded.
         await self.sandbox.write(kept, text.encode("utf-8", "replace"))
         half = self.max_output_chars // 2
