@@ -59,7 +59,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert result.stdout.splitlines()[-1] == "[]"
-    for verb in ("serve", "chat", "generate", "convert", "info", "show", "complete"):
+    for verb in ("serve", "chat", "code", "generate", "convert", "info", "show", "complete"):
         assert re.search(rf"^│ {verb} ", result.stdout, re.MULTILINE)
 
 

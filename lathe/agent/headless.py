@@ -32,7 +32,7 @@ from lathe.agent.events import (
     TurnEnded,
     TurnStarted,
 )
-from lathe.agent.render import Spinner, call_line, clean, one_line, stopped_line
+from lathe.agent.render import Spinner, call_line, clean, one_line, stopped_line, within
 from lathe.errors import UserError
 from lathe.types import Message, ToolCall
 
@@ -65,7 +65,7 @@ async def answer(coder: Coder, prompt: str, output: Output, out: TextIO, console
     """Let the agent work on one turn. `out` gets the answer or the JSON and nothing else, `console` (stderr)
     what it does. Returns the exit code. SIGINT and SIGTERM end it, with the session kept."""
     writer = JsonWriter(coder, output, out)
-    watcher = Watcher(console)
+    watcher = Watcher(console, str(coder.workplace.config.folder))
     coder.on_event = writer.hear if output != "text" else watcher.hear
     writer.begin()
     interrupt = asyncio.Event()
@@ -100,8 +100,8 @@ def refusals(calls: list[ToolCall]) -> str:
 class Watcher:
     """Each call and its end as a line on stderr; in a terminal, also that something goes on."""
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, folder: str):
+        self.console, self.folder = console, folder
         self.spinner = Spinner(console)
 
     def hear(self, event: Event) -> None:
@@ -110,10 +110,10 @@ class Watcher:
             case TurnStarted():
                 self.spinner.say("thinking")
             case ToolStarted(call):
-                self.console.print(call_line(call), soft_wrap=True, highlight=False)
+                self.console.print(call_line(call, self.folder), soft_wrap=True, highlight=False)
                 self.spinner.say(f"running {clean(call.name)}")
             case ToolEnded(_, result, duration_s, is_error, denied):
-                last = one_line(result.content.rstrip().rsplit("\n", 1)[-1], 160)
+                last = one_line(within(result.content.rstrip().rsplit("\n", 1)[-1], self.folder), 160)
                 self._note(f"{'✗' if is_error or denied else '✓'} {duration_s:.1f} s  {last}")
             case Nudged(_, text):
                 self._note(f"(told it: {clean(text)})")

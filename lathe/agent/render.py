@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -59,11 +60,12 @@ MEANINGS: dict[StopReason, str] = {
 
 class Renderer:
     """Draws the events of runs on a console, as they come. Call `tick` from time to time for the spinner, or
-    let `spinning` do it."""
+    let its `spin` do it. Paths in `folder` are shown without it."""
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, folder: str = ""):
+        self.console, self.folder = console, folder
         self.spinner = Spinner(console)
+        self.diffs_shown: set[str] = set()  # by the call's id: whoever was asked has seen them
         self._open = ""  # what kind of text the line is in the middle of
         self._num_pieces = 0
         self._turn_started = 0.0
@@ -89,7 +91,7 @@ class Renderer:
                 self.spinner.rest()
             case ToolStarted(call):
                 self._break()
-                self.print(call_line(call))
+                self.print(call_line(call, self.folder))
                 self.spinner.say(f"running {clean(call.name)}")
             case ToolEnded():
                 self.spinner.rest()
@@ -129,8 +131,8 @@ class Renderer:
     def _show_result(self, event: ToolEnded) -> None:
         if event.denied:
             self.print(Text(f"  ✗ {clean(event.result.content)}", style="yellow"))
-        elif event.diff and not event.is_error:
-            self.print(diff_text(event.diff))
+        elif event.diff and not event.is_error and event.call.id not in self.diffs_shown:
+            self.print(diff_text(diff_within(event.diff, self.folder)))
         else:
             style = "red" if event.is_error else "dim"
             for line in folded(event.result.content, MAX_RESULT_LINES):
@@ -195,11 +197,23 @@ def clean(text: str) -> str:
     return text.translate(CONTROLS).encode("utf-8", "replace").decode()
 
 
-def call_line(call: ToolCall) -> Text:
-    """A call in one line: "● bash  pytest -q"."""
+def within(text: str, folder: str) -> str:
+    """The text with the folder's paths as they are from there."""
+    return text.replace(f"{folder}/", "") if len(folder) > 1 else text
+
+
+def diff_within(diff: str, folder: str) -> str:
+    """A diff whose headers name the folder's files as they are from there."""
+    if len(folder) <= 1:
+        return diff
+    return re.sub(rf"^(---|\+\+\+) ([ab]){re.escape(folder)}/", r"\1 \2/", diff, flags=re.MULTILINE)
+
+
+def call_line(call: ToolCall, folder: str = "") -> Text:
+    """A call in one line: "● bash  pytest -q". Paths in `folder` are shown without it."""
     line = Text("● ", style="cyan")
     line.append(clean(call.name), style="bold")
-    line.append(f"  {one_line(call_words(call))}")
+    line.append(f"  {one_line(within(call_words(call), folder))}")
     return line
 
 

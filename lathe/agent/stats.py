@@ -82,7 +82,8 @@ class Stats:
         rows += [("compacted", f"{self.num_compactions} times")] if self.num_compactions else []
         for name, time in sorted(self.tools.items()):
             failed = f", {time.num_errors} failed" if time.num_errors else ""
-            rows.append((name, f"{time.num_calls} calls{failed}, {time.duration_s:.1f} s"))
+            calls = "1 call" if time.num_calls == 1 else f"{time.num_calls} calls"
+            rows.append((name, f"{calls}{failed}, {time.duration_s:.1f} s"))
         return rows
 
 

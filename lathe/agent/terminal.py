@@ -39,7 +39,7 @@ from lathe.agent.panels import (
     stats_panel,
     window_panel,
 )
-from lathe.agent.render import Renderer, clean, diff_text
+from lathe.agent.render import Renderer, clean, diff_text, diff_within
 from lathe.agent.session import Point, SessionStore
 from lathe.agent.shadow import ShadowError
 from lathe.errors import LatheError, UserError
@@ -63,7 +63,7 @@ class Terminal:
         **prompt_options: Any,
     ):
         self.coder, self.store, self.console, self.open_model = coder, store, console, open_model
-        self.renderer = Renderer(console)
+        self.renderer = Renderer(console, str(coder.workplace.config.folder))
         self.files: list[str] = []
         self.interrupt = asyncio.Event()
         coder.on_event, coder.ask, coder.warn = self.renderer.hear, self.ask, self.warn
@@ -180,7 +180,8 @@ class Terminal:
         self.renderer.spinner.rest()
         forget_typed_ahead()
         if proposal.diff:
-            self.renderer.print(diff_text(proposal.diff))
+            self.renderer.diffs_shown.add(proposal.call.id)
+            self.renderer.print(diff_text(diff_within(proposal.diff, self.renderer.folder)))
         always = self._always(proposal)
         choices = "y yes  n no" + (f"  a always ({always})" if always else "") + "  or say what to do instead"
         self.renderer.print(Text(f"  {choices}", style="dim"))

@@ -15,7 +15,8 @@ from serving import serve, wait_until
 from typer.testing import CliRunner
 
 import lathe
-from lathe.cli import app
+from lathe.agent.headless import EXIT_CODES
+from lathe.cli import CODE_EXITS, app
 from lathe.jsonl import read_rollouts
 from lathe.sandbox.spec import Bind, SandboxSpec
 from lathe.testing import ScriptedModel
@@ -220,6 +221,27 @@ def test_a_killed_program_leaves_a_session_that_goes_on(folder, place):
     assert result.stdout == "I see.\n"
     (trajectory,) = rollout_of(folder).trajectories
     assert "ended before this call was done" in trajectory.messages[-3].content
+
+
+def test_tools_of_an_mcp_server_are_asked_for_and_run(folder, place, tmp_path):
+    pytest.importorskip("mcp")
+    server = Path(__file__).parent / "mcp_server.py"
+    file = tmp_path / "mcp.json"
+    file.write_text(
+        json.dumps({"mcpServers": {"sums": {"command": sys.executable, "args": [str(server), "stdio"]}}})
+    )
+    replies = (call("mcp__sums__add", a=20, b=22), "Done.")
+    for mode, said in (("ask", "nobody is there"), ("yolo", "42")):
+        with served(*replies) as url:
+            options = ("-p", "add", "--mcp", file, "--mode", mode, "--model", url, "-o", "stream-json")
+            result = code(folder, *place, *options)
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        assert "mcp__sums__add" in lines[0]["tools"], result.stderr
+        assert said in lines[2]["message"]["content"][0]["content"]
+
+
+def test_the_help_says_what_each_exit_code_means():
+    assert [number for number in EXIT_CODES.values() if f"{number} " not in CODE_EXITS] == []
 
 
 # Bad input
