@@ -223,6 +223,7 @@ def test_a_killed_program_leaves_a_session_that_goes_on(folder, place):
     assert "ended before this call was done" in trajectory.messages[-3].content
 
 
+@pytest.mark.slow
 def test_tools_of_an_mcp_server_are_asked_for_and_run(folder, place, tmp_path):
     pytest.importorskip("mcp")
     server = Path(__file__).parent / "mcp_server.py"
