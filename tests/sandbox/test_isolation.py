@@ -156,3 +156,46 @@ async def test_pids_and_cpu_groups(pool):
         "import time as t; end = t.monotonic() + 1\nwhile t.monotonic() < end: pass\nprint(t.process_time())"
     )
     assert float((await box.exec(["python3", "-c", spin])).stdout) < 0.6
+
+
+async def test_what_root_inside_may_not_do(pool):
+    box = await pool.create()
+    for line in (
+        "mount -t tmpfs tmpfs /mnt",
+        "mount -o remount,rw /usr",
+        "umount /proc",
+        "umount -l /dev",
+        "unshare --user true",
+        "unshare --mount true",
+        "unshare --net true",
+        "chroot / true",
+        "mknod /tmp/disk b 254 0",
+        "hostname other",
+        "cat /proc/1/environ",
+        "ls /proc/1/cwd/",
+        "ls /proc/1/root/",
+        "echo 1 > /proc/sys/user/max_user_namespaces",
+        "echo b > /proc/sysrq-trigger",
+        "chmod 600 /dev/null",
+        "touch /dev/new",
+        "dmesg",
+        "date --set 2001-01-01",
+        "nice -n -5 true 2>&1 | grep -c Permission | grep -q 0",
+    ):
+        result = await box.exec(line)
+        assert result.exit_code != 0, line
+    sockets = (
+        "import socket\n"
+        "for family in (socket.AF_VSOCK, socket.AF_PACKET, socket.AF_ALG):\n"
+        "    try: socket.socket(family, socket.SOCK_STREAM); print('open', family)\n"
+        "    except OSError as error: print(error.errno)\n"
+    )
+    assert (await box.exec(["python3", "-c", sockets])).stdout.split() == ["1", "1", "1"]
+    ptrace = (
+        "import ctypes\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(libc.ptrace(16, 1, 0, 0), ctypes.get_errno())\n"  # PTRACE_ATTACH
+        "print(libc.syscall(321, 0, 0, 0), ctypes.get_errno())\n"  # bpf on x86-64, free on aarch64
+    )
+    attach, bpf = (await box.exec(["python3", "-c", ptrace])).stdout.splitlines()
+    assert attach == "-1 1" and bpf.startswith("-1")

@@ -176,7 +176,7 @@ class Spawner:
             self.reply(request, fault=trouble)
             return
         box = request["box"]
-        box["pid"], box["live"] = pid, set()
+        box["pid"], box["live"], box["num_starting"] = pid, set(), 0
         self.boxes[box["name"]] = box
         self.box_of_init[pid] = box["name"]
         self.reply(request, pid=pid)
@@ -204,6 +204,7 @@ class Spawner:
         if "launcher" in box:
             wire.send(box["launcher"][0], wire.pack(request), fds)
             self.starting[request["id"]] = request
+            box["num_starting"] += 1
             return
         pid = self._inside(
             box, lambda pidfd: enter.run(box, request, pidfd, fds, self.mapped, self.faults_in)
@@ -247,6 +248,7 @@ class Spawner:
             self._fail(joining, str(said)) if said != {"up": True} else self.reply(joining)
             return
         request = self.starting.pop(said["id"])
+        box["num_starting"] -= 1
         if "fault" in said:
             self._fail(request, said["fault"])
             return

@@ -22,7 +22,7 @@ def end_leftovers(box: Box, inside: Inside) -> None:
     init = box["pid"]
     if not children(init):
         return
-    if not box["live"]:
+    if not box["live"] and not box["num_starting"]:
         end_everything(box, inside)
         return
     for _ in range(20):  # what forks while it is being killed
