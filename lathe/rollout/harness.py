@@ -162,8 +162,11 @@ def take_record(records: Path, session: str) -> tuple[Trajectory, ...]:
     """The trajectories of a session, in the order in which they began. Their files are deleted."""
     found: list[Trajectory] = []
     for path in sorted(records.glob("*.jsonl")):
-        with path.open("rb") as file:
-            first = file.readline()
+        try:
+            with path.open("rb") as file:
+                first = file.readline()
+        except FileNotFoundError:  # another attempt has just taken it
+            continue
         if session.encode() not in first:
             continue
         if part_from_line(first).rollout.info.get("session") == session:

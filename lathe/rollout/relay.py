@@ -25,6 +25,7 @@ from lathe.types import Process, Sandbox
 FOLDER = "/run/lathe-model"
 PORT = 17_171
 READY_TIMEOUT_S = 30.0
+DRAIN_TIMEOUT_S = 5
 
 App = Callable[..., Awaitable[None]]
 
@@ -63,14 +64,14 @@ async def model_door(app: App, session: str) -> AsyncIterator[Bind]:
     folder = Path(tempfile.mkdtemp(prefix="lathe-model-"))
     try:
         with bound_socket(folder) as bound:
-            server = _Server(
-                uvicorn.Config(_named(app, session), lifespan="off", log_config=None, access_log=False)
-            )
+            options: Any = dict(lifespan="off", log_config=None, access_log=False)
+            app = _named(app, session)
+            server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=DRAIN_TIMEOUT_S, **options))
             serving = asyncio.ensure_future(server.serve(sockets=[bound]))
             try:
                 yield Bind(str(folder), FOLDER)
             finally:
-                server.should_exit = server.force_exit = True
+                server.should_exit = True  # what is being said is recorded before
                 await asyncio.wait([serving])
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

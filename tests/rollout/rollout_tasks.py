@@ -3,9 +3,14 @@ attempts can be asked about in any order."""
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
+from lathe.errors import SandboxGone
+from lathe.sandbox.pool import Pool
+from lathe.testing import FaultyPool
 from lathe.text.tool_calls import render
-from lathe.types import HiddenTests, Limits, Task, ToolCall
+from lathe.types import HiddenTests, Limits, Rollout, Task, ToolCall
 
 LIMITS = Limits(memory_bytes=512 << 20, num_processes=32, disk_bytes=64 << 20)
 UNSEEN = "<|fim_pad|>"  # a token that no text shows: rendered anew, a reply would lack it
@@ -48,3 +53,46 @@ def solver(*, turns: int = 4, wrong: Callable[[str], bool] = lambda word: False)
         return f"{UNSEEN}words.word() returns {word}."
 
     return answer
+
+
+class Watched(FaultyPool):
+    """A pool that never fails by itself, and knows how many of its sandboxes are still open."""
+
+    def __init__(self, pool: Pool):
+        super().__init__(pool, lambda name: False)
+        self.boxes = []
+
+    @property
+    def num_created(self) -> int:
+        return len(self.boxes)
+
+    async def create(self, spec=None):
+        self.boxes.append(await super().create(spec))
+        return self.boxes[-1]
+
+    async def num_open(self) -> int:
+        count = 0
+        for box in self.boxes:
+            with suppress(SandboxGone):
+                await box.exec("true")
+                count += 1
+        return count
+
+
+def plain(rollout: Rollout) -> tuple:
+    """What a rollout says, without the ids and times that differ from run to run."""
+
+    def conversation(trajectory):
+        messages = [
+            replace(
+                each,
+                tool_call_id=None,
+                tool_calls=tuple(replace(call, id="") for call in each.tool_calls),
+            )
+            for each in trajectory.messages
+        ]
+        return replace(trajectory, id="", messages=tuple(messages))
+
+    info = {name: value for name, value in rollout.info.items() if name != "seconds"}
+    said = [conversation(each) for each in rollout.trajectories]
+    return said, rollout.stop_reason, rollout.verdict.reward, rollout.verdict.reason, info
