@@ -257,7 +257,19 @@ class FaultySandbox:
     """A real sandbox in a FaultyPool. Closing it never fails: tests leave nothing behind."""
 
     CALLS = frozenset(
-        {"exec", "start", "shell", "read", "write", "list", "upload", "download", "snapshot", "fork"}
+        {
+            "exec",
+            "python",
+            "start",
+            "shell",
+            "read",
+            "write",
+            "list",
+            "upload",
+            "download",
+            "snapshot",
+            "fork",
+        }
     )
 
     def __init__(self, box: Sandbox, pool: FaultyPool):

@@ -450,6 +450,18 @@ class Sandbox(Protocol):
         """
         ...
 
+    async def python(
+        self,
+        code: str,
+        *,
+        stdin: str | bytes | None = None,
+        timeout_s: float | None = 120.0,
+        max_output_bytes: int = 1 << 20,
+    ) -> ExecResult:
+        """Run `python3 -I -B -c CODE` in the workdir, from a process that has imported pytest and much of
+        the standard library already, where the backend has one."""
+        ...
+
     async def start(
         self,
         command: str | Sequence[str],

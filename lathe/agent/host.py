@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -89,6 +90,9 @@ class Host:
             kept["stdout"].is_cut or kept["stderr"].is_cut,
             time.monotonic() - started,
         )
+
+    async def python(self, code: str, **options: Any) -> ExecResult:
+        return await self.exec([sys.executable, "-I", "-B", "-c", code], **options)
 
     async def start(
         self, command: str | Sequence[str], *, timeout_s: float | None = None, **options: Any

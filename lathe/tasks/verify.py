@@ -33,7 +33,6 @@ PRELOADED = ("unittest", "unittest.mock", "unittest.case", "random", "math", "re
              "dataclasses", "decimal", "fractions", "functools", "operator", "string", "time", "datetime",
              "tempfile", "subprocess", "inspect", "copy", "pathlib", "typing", "io", "contextlib", "asyncio",
              "_pytest.assertion.rewrite", "_pytest.python", "_pytest.unittest")  # fmt: skip
-PYTHON = "python3"
 OUTPUT_BYTES = 16 << 20
 MAX_EVIDENCE_CHARS = 4000
 STDIO_BYTES = 8 << 20
@@ -217,8 +216,8 @@ async def run_inside(box: Sandbox, program: str, job: dict[str, Any], timeout_s:
     """
     text = source(program)
     start = f"import sys;exec(compile(sys.stdin.buffer.read({len(text.encode())}),'<pytest judge>','exec'))"
-    return await box.exec(
-        [PYTHON, "-I", "-B", "-c", start],
+    return await box.python(
+        start,
         stdin=text + json.dumps(job),
         timeout_s=timeout_s,
         max_output_bytes=OUTPUT_BYTES,

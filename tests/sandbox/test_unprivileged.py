@@ -35,6 +35,14 @@ async def main():
         print((await shell.run("pwd; ls -l /dev/stdout | wc -l")).stdout.split())
         lo = await pool.create(SandboxSpec(network="loopback"))
         print((await lo.exec("grep -c lo: /proc/net/dev")).stdout.split())
+        for _ in range(200):
+            told = await box.python("import sys, os; print('decimal' in sys.modules)")
+            if told.stdout.startswith("True"):
+                break
+            await asyncio.sleep(0.05)
+        same = "import os; print([os.readlink('/proc/self/ns/' + each) for each in ('net', 'mnt', 'user')])"
+        fresh = await box.exec(["python3", "-c", same])
+        print(told.stdout.strip(), (await box.python(same)).stdout == fresh.stdout)
         print((await box.exec("ps -e | grep -c sleep")).stdout.split())
 asyncio.run(main())
 """
@@ -75,5 +83,6 @@ async def test_nobody_has_sandboxes_too(nothing_left):
         "True",
         "['/tmp', '1']",
         "['1']",
+        "True True",
         "['0']",
     ], errors.decode()

@@ -312,6 +312,14 @@ class NamespaceBackend:
             return None
         return VENV if Path(sys.prefix).is_relative_to(spec.workdir) else sys.prefix
 
+    def warm_python(self, spec: SandboxSpec) -> dict:
+        """What a spawner must know to run Python from a process that is warm: nothing where an image brings
+        its own."""
+        if not self.images.on_host(spec.image):
+            return {}
+        venv = self._venv(spec)
+        return {"is_python": True, **({"venv": [sys.prefix, venv]} if venv else {})}
+
     def _host_binds(self, spec: SandboxSpec) -> list[tuple[str, str]]:
         venv = self._venv(spec)
         return [

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lathe.errors import InfrastructureError, SandboxGone
 from lathe.sandbox.capture import Capture
@@ -46,8 +46,10 @@ class Command:
         env: Mapping[str, str],
         stdin: bytes | int | None,
         more: Sequence[int] = (),
+        **fields: Any,
     ) -> None:
-        """Send it on its way. `stdin` may be a descriptor; it and `more` are closed once they are sent."""
+        """Send it on its way. `stdin` may be a descriptor; it and `more` are closed once they are sent.
+        `fields` are the spawner's to understand."""
         self._began = time.monotonic()
         fds = []
         if isinstance(stdin, int):
@@ -65,6 +67,7 @@ class Command:
             self._pipes[stream] = ours
             fds.append(theirs)
         request = {"op": "exec", "name": self._name, "argv": list(argv), "cwd": cwd, "env": dict(env)}
+        request |= fields
         try:
             self.future = self._shard.request(request, [*fds, *more])
         except BaseException:

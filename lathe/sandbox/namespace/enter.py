@@ -38,13 +38,18 @@ def run(box: Box, request: dict[str, Any], pidfd: int, fds: list[int], mapped: b
             os.write(faults, f"{request['id']} {error}\n".encode())
             return
         os.setsid()
-        for fd, place in zip(fds, (0, 1, 2, STATUS), strict=False):
-            os.dup2(fd, place)
-        sys_.close_range(3, STATUS - 1)
-        sys_.close_range(STATUS + (len(fds) > 3))
+        take_descriptors(fds)
         _execute(request)
     finally:
         os._exit(255)
+
+
+def take_descriptors(fds: list[int]) -> None:
+    """These become the standard ones; all others are closed."""
+    for fd, place in zip(fds, (0, 1, 2, STATUS), strict=False):
+        os.dup2(fd, place)
+    sys_.close_range(3, STATUS - 1)
+    sys_.close_range(STATUS + (len(fds) > 3))
 
 
 def _execute(request: dict[str, Any]) -> None:

@@ -81,6 +81,21 @@ class NamespaceSandbox:
             running.start(argv, folder, merged, stdin.encode() if isinstance(stdin, str) else stdin)
             return await running.finish(timeout_s)
 
+    async def python(
+        self,
+        code: str,
+        *,
+        stdin: str | bytes | None = None,
+        timeout_s: float | None = 120.0,
+        max_output_bytes: int = 1 << 20,
+    ) -> ExecResult:
+        argv, folder, merged = self._checked(["python3", "-I", "-B", "-c", code], None, None)
+        async with self.in_use(groups=True) as shard:
+            running = Command(shard, self.id, max_output_bytes, None)
+            data = stdin.encode() if isinstance(stdin, str) else stdin
+            running.start(argv, folder, merged, data, **self._backend.warm_python(self.spec))
+            return await running.finish(timeout_s)
+
     async def start(
         self,
         command: str | Sequence[str],

@@ -25,6 +25,7 @@ from lathe.sandbox.namespace import binds, build, enter, files, launcher, sweep,
 from lathe.sandbox.namespace import syscalls as sys_
 from lathe.sandbox.namespace.fork import fork_into, fork_into_unprivileged
 from lathe.sandbox.namespace.privileges import install_filter, process_limits
+from lathe.sandbox.namespace.zygote import Zygote
 
 Message = dict[str, Any]
 
@@ -32,8 +33,9 @@ Message = dict[str, Any]
 class Spawner:
     """State of a shard: which child is which sandbox's first process, or which command's."""
 
-    def __init__(self, control: socket.socket, outside: int, mapped: bool):
+    def __init__(self, control: socket.socket, outside: int, mapped: bool, zygote: Zygote):
         self.control = control
+        self.zygote = zygote
         self.mapped = mapped
         self.outside = outside
         self.boxes: dict[str, Message] = {}
@@ -201,6 +203,10 @@ class Spawner:
         box = self._box(request)
         if box is None:
             return
+        pid = self._fork_warm(box, request, fds) if request.get("is_python") else None
+        if pid is not None:
+            self._command_began(request, pid)
+            return
         if "launcher" in box:
             wire.send(box["launcher"][0], wire.pack(request), fds)
             self.starting[request["id"]] = request
@@ -233,6 +239,7 @@ class Spawner:
         os.close(pidfd)
         theirs.close()
         box["launcher"] = (ours, pid)
+        box["groups"] = [os.dup(each) for each in groups]  # the zygote's forks join by themselves
         self.launchers[ours.fileno()] = (box, request)
         self.epoll.register(ours.fileno(), select.EPOLLIN)
 
@@ -263,6 +270,8 @@ class Spawner:
         if "launcher" not in box:
             return
         end, pid = box.pop("launcher")
+        for each in box.pop("groups"):
+            os.close(each)
         del self.launchers[end.fileno()]
         with contextlib.suppress(OSError):
             self.epoll.unregister(end.fileno())
@@ -272,6 +281,16 @@ class Spawner:
             os.waitpid(pid, 0)
         for which in [which for which, each in self.starting.items() if each["name"] == box["name"]]:
             self.reply(self.starting.pop(which), gone=True)
+
+    def _fork_warm(self, box: Message, request: Message, fds: list[int]) -> int | None:
+        """Python by the zygote; None as long as it isn't ready."""
+        if not self.zygote.want():
+            return None
+        pidfd = sys_.pidfd_open(box["pid"])
+        try:
+            return self.zygote.run(box, request, [pidfd, self.faults_in, *fds, *box.get("groups", ())])
+        finally:
+            os.close(pidfd)
 
     def _files(self, request: Message, fds: list[int]) -> None:
         box = self._box(request)
@@ -422,6 +441,10 @@ class Spawner:
     def end(self) -> None:
         """End every sandbox, some at a time: a kernel that frees thousands at once holds up its
         neighbours."""
+        pid = self._fork_warm(box, request, fds) if request.get("is_python") else None
+        if pid is not None:
+            self._command_began(request, pid)
+            return
         for box, _ in list(self.launchers.values()):
             self._end_launcher(box)
         waiting = list(self.box_of_init)
@@ -447,9 +470,10 @@ def main(fd: str, root: str, store: str, boxes: str, mapped: str, *host: str) ->
     control.setblocking(False)
     is_mapped = mapped == "mapped"
     try:
+        zygote = Zygote(is_mapped)
         outside = view.enter(Path(root), Path(store), Path(boxes), list(host), is_mapped)
         install_filter()
-        spawner = Spawner(control, outside, is_mapped)
+        spawner = Spawner(control, outside, is_mapped, zygote)
     except OSError as error:
         wire.send(control, wire.pack({"id": 0, "refused": str(error)}))
         sys.exit(1)

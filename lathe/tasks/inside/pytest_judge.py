@@ -50,6 +50,11 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code):
     pid, main_thread = os.getpid(), threading.get_ident()
     count = 0
     seen = set()
+    below = set()  # what called the judge is not the solution
+    frame = caller()
+    while frame is not None:
+        below.add(id(frame))
+        frame = frame.f_back
 
     def emit(record):
         nonlocal count
@@ -75,11 +80,11 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code):
         frame = caller().f_back
         while frame is not None and frame.f_code.co_filename.endswith(through or ("\0",)):
             frame = frame.f_back
-        return frame is not None and frame.f_back is not None and is_solution(frame.f_code.co_filename)
+        return frame is not None and id(frame) not in below and is_solution(frame.f_code.co_filename)
 
     def solution_is_running():
         frame = caller().f_back
-        while frame is not None and frame.f_back is not None:  # the last one is the judge's first line
+        while frame is not None and id(frame) not in below:
             if is_solution(frame.f_code.co_filename):
                 return True
             frame = frame.f_back
