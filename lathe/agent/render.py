@@ -231,6 +231,19 @@ def call_words(call: ToolCall) -> str:
     return json.dumps(arguments, ensure_ascii=False, default=str) if arguments else ""
 
 
+def hidden_words(call: ToolCall) -> str:
+    """All of a call's arguments, where its line does not show them; else ""."""
+    words = clean(call_words(call)).strip()
+    shown = {"command", "file_path", "pattern", "path", "offset", "limit", "timeout_s"}
+    if one_line(words) == words and shown.issuperset(call.arguments):
+        return ""
+    parts = []
+    for name, value in call.arguments.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        parts.append(f"  {name}: " + "\n    ".join(clean(text).split("\n")))
+    return "\n".join(parts)
+
+
 def one_line(text: str, max_chars: int = MAX_LINE_CHARS) -> str:
     line = " ⏎ ".join(clean(text).strip().splitlines())
     return line if len(line) <= max_chars else line[: max_chars - 1] + "…"

@@ -7,28 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
-import termios
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
-from prompt_toolkit.key_binding import KeyBindings
-from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 from rich.console import Console
 from rich.text import Text
 
 from lathe.agent.approvals import MODES, parse_mode, prefixes_of
 from lathe.agent.calls import Proposal
 from lathe.agent.coder import Coder, Permission
-from lathe.agent.commands import Typed, completions, parse_command
+from lathe.agent.commands import Typed, parse_command
+from lathe.agent.keys import TypedCompleter, forget_typed_ahead, key_bindings
 from lathe.agent.loop import unless
 from lathe.agent.panels import (
     diff_panel,
@@ -39,12 +34,13 @@ from lathe.agent.panels import (
     stats_panel,
     window_panel,
 )
-from lathe.agent.render import Renderer, clean, diff_text, diff_within
+from lathe.agent.render import Renderer, clean, diff_text, diff_within, hidden_words
 from lathe.agent.session import Point, SessionStore
 from lathe.agent.shadow import ShadowError
 from lathe.errors import LatheError, UserError
 from lathe.types import Model
 
+MAX_ASKED_LINES = 5000  # nobody should allow what they were not shown
 LEAVE_S = 2.0  # two Ctrl-C within this leave
 # A name or URL becomes a model, and the name that it has.
 OpenModel = Callable[[str], Awaitable[tuple[Model, str]]]
@@ -65,6 +61,7 @@ class Terminal:
         self.coder, self.store, self.console, self.open_model = coder, store, console, open_model
         self.renderer = Renderer(console, str(coder.workplace.config.folder))
         self.files: list[str] = []
+        self.status = ""
         self.interrupt = asyncio.Event()
         coder.on_event, coder.ask, coder.warn = self.renderer.hear, self.ask, self.warn
         history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,7 +73,7 @@ class Terminal:
             key_bindings=key_bindings(),
             multiline=True,
             prompt_continuation="  ",
-            bottom_toolbar=self._toolbar,
+            bottom_toolbar=lambda: FormattedText([("", self.status)]),
             **prompt_options,
         )
         self.question: PromptSession[str] = PromptSession(**prompt_options)
@@ -106,6 +103,7 @@ class Terminal:
         """The next turn that says something; None when the person leaves."""
         last_interrupt = 0.0
         self.files = await asyncio.to_thread(self._list_files)
+        self.status = self._status_line()
         while True:
             try:
                 text = await self.session.prompt_async("❯ ", handle_sigint=False)
@@ -126,11 +124,10 @@ class Terminal:
         except ShadowError:
             return []
 
-    def _toolbar(self) -> FormattedText:
+    def _status_line(self) -> str:
         window = self.coder.window()
         left = "" if not window.size else f"  ·  {window.num_tokens / window.size:.0%} of the window"
-        words = f" {self.coder.approvals.mode}  ·  {self.coder.session.model}{left}  ·  /help"
-        return FormattedText([("", words)])
+        return f" {self.coder.approvals.mode}  ·  {self.coder.session.model}{left}  ·  /help"
 
     def greet(self) -> None:
         coder = self.coder
@@ -181,7 +178,10 @@ class Terminal:
         forget_typed_ahead()
         if proposal.diff:
             self.renderer.diffs_shown.add(proposal.call.id)
-            self.renderer.print(diff_text(diff_within(proposal.diff, self.renderer.folder)))
+            diff = diff_within(proposal.diff, self.renderer.folder)
+            self.renderer.print(diff_text(diff, max_lines=MAX_ASKED_LINES))
+        elif rest := hidden_words(proposal.call):
+            self.renderer.print(Text(rest))
         always = self._always(proposal)
         choices = "y yes  n no" + (f"  a always ({always})" if always else "") + "  or say what to do instead"
         self.renderer.print(Text(f"  {choices}", style="dim"))
@@ -306,43 +306,3 @@ def find_point(points: Sequence[Point], argument: str) -> Point:
             return point
     numbers = ", ".join(str(point.number) for point in points)
     raise UserError(f"There is no turn {argument}: choose one of {numbers}.")
-
-
-class TypedCompleter(Completer):
-    """Slash commands, and files behind @."""
-
-    def __init__(self, files: Callable[[], Sequence[str]], sessions: Callable[[], Sequence[str]]):
-        self.files, self.sessions = files, sessions
-
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        before = document.text_before_cursor
-        sessions = self.sessions() if before.startswith("/resume") else ()
-        for text, length in completions(before, self.files(), sessions):
-            yield Completion(text, start_position=-length)
-
-
-def key_bindings() -> KeyBindings:
-    """Enter sends; Alt-Enter, or a backslash before Enter, begins a new line."""
-    bindings = KeyBindings()
-
-    @bindings.add("enter")
-    @bindings.add("c-j")  # an Enter that was typed ahead, while the terminal made newlines of them
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @bindings.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return bindings
-
-
-def forget_typed_ahead() -> None:
-    """What was typed before a question was asked is no answer to it."""
-    with suppress(OSError, ValueError, termios.error):
-        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)

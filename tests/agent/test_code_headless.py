@@ -1,71 +1,26 @@
 """`lathe code -p` as a script sees it: the real program on a served model, its stdout and its exit code."""
 
 import json
-import os
+import random
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from code_process import code, environment, rollout_of, served, words
 from planted_bug import NEW, TASK, copy_example, mending
 from scripts import call
 from serving import serve, wait_until
-from typer.testing import CliRunner
 
-import lathe
 from lathe.agent.headless import EXIT_CODES
-from lathe.cli import CODE_EXITS, app
 from lathe.jsonl import read_rollouts
-from lathe.sandbox.spec import Bind, SandboxSpec
 from lathe.testing import ScriptedModel
-
-SILENT = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
 @pytest.fixture
 def folder(tmp_path):
     return copy_example(tmp_path / "slots")
-
-
-def words(folder: Path, *options: object) -> list[str]:
-    return [sys.executable, "-m", "lathe.cli", "code", "--cwd", str(folder), *map(str, options)]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    state = folder.parent / "state"
-    return {**os.environ, "XDG_STATE_HOME": str(state), "NO_COLOR": "1", "COLUMNS": "120"}
-
-
-def code(folder: Path, *options: object, given: str = "") -> subprocess.CompletedProcess:
-    return subprocess.run(
-        words(folder, *options),
-        env=environment(folder),
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-
-
-def error_of(result: subprocess.CompletedProcess, exit_code: int = 1) -> str:
-    assert result.returncode == exit_code, result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    return result.stderr
-
-
-@contextmanager
-def served(*replies, **options):
-    with serve(ScriptedModel(*replies, prefix_cache=True, **options)) as url:
-        yield url
-
-
-def rollout_of(folder: Path):
-    (path,) = (folder.parent / "state" / "lathe" / "sessions").rglob("*.jsonl")
-    (rollout,) = read_rollouts(path)
-    return rollout
 
 
 def test_the_planted_bug_is_mended(folder, place):
@@ -112,7 +67,11 @@ def test_stream_json_is_one_object_a_line(folder, place):
 
 
 @pytest.mark.parametrize(
-    ("mode", "is_edited", "refused"), [("ask", False, "(bash, edit)"), ("auto-edit", True, "(bash)")]
+    ("mode", "is_edited", "refused"),
+    [
+        ("ask", False, "(bash, edit)"),
+        pytest.param("auto-edit", True, "(bash)", marks=pytest.mark.slow),
+    ],
 )
 def test_what_nobody_allows_is_refused_and_said(folder, place, mode, is_edited, refused):
     with served(*mending(folder)) as url:
@@ -150,7 +109,7 @@ LOOP = [call("bash", command="echo same")] * 9
     ("replies", "options", "exit_code", "words"),
     [
         (LOOP, ("--max-turns", "2"), 53, "turns are used up"),
-        (LOOP, ("--max-tokens", "50"), 54, "tokens are used up"),
+        pytest.param(LOOP, ("--max-tokens", "50"), 54, "tokens are used up", marks=pytest.mark.slow),
         ([call("bash", command="sleep 300")], ("--max-time", "1.5"), 55, "time is up"),
         (LOOP, (), 56, "in circles"),
     ],
@@ -164,6 +123,7 @@ def test_budgets_have_their_own_exit_codes(folder, place, replies, options, exit
     assert (data["is_error"], data["exit_code"]) == (True, exit_code)
 
 
+@pytest.mark.slow
 def test_a_full_window_has_its_exit_code(folder, place):
     with served("x", max_context=1000) as url:
         result = code(folder, *place, "-p", "go", "--model", url)
@@ -207,20 +167,46 @@ def test_an_interrupt_keeps_the_session(folder, place):
     assert "interrupted" in rollout_of(folder).trajectories[-1].messages[-1].content
 
 
-def test_a_killed_program_leaves_a_session_that_goes_on(folder, place):
-    started = folder / "started"
-    replies = (call("bash", command=f"touch {started}; sleep 300"), "I see.")
+def test_a_killed_program_leaves_no_command_and_a_session_that_goes_on(folder, place):
+    started, seconds = folder / "started", f"{300 + random.random():.9f}"
+    replies = (call("bash", command=f"touch {started}; sleep {seconds}"), "I see.")
     with served(*replies) as url:
         with subprocess.Popen(
             words(folder, *place, "-p", "go", "--yolo", "--model", url),
             env=environment(folder), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
-            assert wait_until(started.exists, 60)
+            assert wait_until(lambda: started.exists() and num_processes(seconds) > 0, 60)
             process.kill()
+        if not place:
+            assert wait_until(lambda: num_processes(seconds) == 0, 60)
         result = code(folder, *place, "-p", "-c", "what happened?", "--model", url)
     assert result.stdout == "I see.\n"
     (trajectory,) = rollout_of(folder).trajectories
     assert "ended before this call was done" in trajectory.messages[-3].content
+
+
+def num_processes(word: str) -> int:
+    """How many processes of this machine, in sandboxes too, have a word in their command line."""
+    count = 0
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            count += word.encode() in place.read_bytes()
+        except OSError:  # it has just ended
+            continue
+    return count
+
+
+@pytest.mark.slow
+def test_real_weights_end_cleanly(folder, place):
+    """The default model can't do the work; whatever it says, the program ends as it should."""
+    options = ("-p", TASK, "--yolo", "--model", "smollm2", "--max-turns", "2", "--max-tokens", "120")
+    result = code(folder, *place, *options, "--temperature", "0", "-o", "json")
+    data = json.loads(result.stdout)
+    assert result.returncode == data["exit_code"] == EXIT_CODES[data["stop_reason"]]
+    assert data["stop_reason"] in ("done", "max_turns", "max_tokens", "loop", "length")
+    assert "Traceback" not in result.stderr
+    (trajectory,) = rollout_of(folder).trajectories
+    assert sum(trajectory.loss_mask) == data["usage"]["output_tokens"] <= 120
 
 
 @pytest.mark.slow
@@ -239,106 +225,3 @@ def test_tools_of_an_mcp_server_are_asked_for_and_run(folder, place, tmp_path):
         lines = [json.loads(line) for line in result.stdout.splitlines()]
         assert "mcp__sums__add" in lines[0]["tools"], result.stderr
         assert said in lines[2]["message"]["content"][0]["content"]
-
-
-def test_the_help_says_what_each_exit_code_means():
-    assert [number for number in EXIT_CODES.values() if f"{number} " not in CODE_EXITS] == []
-
-
-# Bad input
-
-
-def test_mistakes_are_one_clear_line(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    there = ("-p", "x", "--model", SILENT)
-    file = folder / "slots.py"
-    for options, said in (
-        (("--cwd", tmp_path / "nowhere", *there), "is no folder to work in"),
-        (("--cwd", file, *there), "is no folder: name a project's folder"),
-        (("--cwd", Path.home(), *there), "holds your home"),
-        (("--mode", "sudo", *there), "sudo is no mode: choose one of plan, ask, auto-edit, yolo"),
-        (("-o", "xml", *there), "xml is no output"),
-        (("--network", "all", *there), "all is no network"),
-        (("--allow", "/nowhere", *there), "--allow /nowhere"),
-        (("-c", *there), "there is none yet"),
-        (("-r", "nope", *there), "has no session nope"),
-        (("-c", "-r", "x", *there), "give one of them"),
-        (("--fork", *there), "say which with -c or -r"),
-        (("--yolo", "--mode", "plan", *there), "say different things"),
-        (("-p", "--model", SILENT), "Say what to do"),
-        (("--model", SILENT), "lathe code -p"),
-        (("--backend", "magic", *there), "magic"),
-        (("-p", "x", "--no-sandbox", "--model", "no-such-model-anywhere"), "no-such-model-anywhere"),
-    ):
-        result = CliRunner().invoke(app, ["code", "--cwd", str(folder), *map(str, options)])
-        assert result.exit_code == 1, (options, result.output)
-        assert result.stdout == ""
-        assert "Error: " in result.stderr
-        assert said in result.stderr.replace("\n", " "), options
-
-
-def test_a_silent_url_has_its_exit_code(folder):
-    assert "can't be reached" in error_of(code(folder, "-p", "x", "--model", SILENT), 57)
-
-
-def test_a_damaged_session_is_named(folder, place):
-    with served("One.") as url:
-        code(folder, *place, "-p", "first", "--model", url)
-        (path,) = (folder.parent / "state" / "lathe" / "sessions").rglob("*.jsonl")
-        path.write_text("{}\n" + path.read_text())
-        said = error_of(code(folder, *place, "-p", "-c", "more", "--model", url))
-    assert f"{path}, line 1" in said.replace("\n", "")
-
-
-async def test_a_machine_that_refuses_sandboxes_says_what_to_do(folder, pool):
-    """Such a machine: the inside of a sandbox, where no other can be made."""
-    lathe_folder = Path(lathe.__file__).parent.parent
-    binds = [Bind(str(lathe_folder), str(lathe_folder)), Bind(str(folder), str(folder), True)]
-    inside = await pool.create(
-        SandboxSpec(workdir=str(folder), binds=tuple(binds), env={"PYTHONPATH": str(lathe_folder)})
-    )
-    options = ("-p", "x", "--model", SILENT, "--backend", "namespace")
-    result = await inside.exec(words(folder, *options), cwd=str(folder))
-    assert (result.exit_code, result.stdout) == (58, "")
-    assert "lathe doctor says" in result.stderr
-    assert "--no-sandbox" in result.stderr
-    assert "Traceback" not in result.stderr
-    knowing = await inside.exec(words(folder, *options, "--no-sandbox"), cwd=str(folder))
-    assert knowing.exit_code == 57  # on to the model, which is not there
-
-
-def test_the_sandbox_shows_the_project_and_no_secret(folder, place, tmp_path):
-    """What a hostile command tries, by the agent's own door."""
-    if place:
-        pytest.skip("this machine has no sandbox")
-    secret = tmp_path / "home" / "secret"
-    secret.parent.mkdir()
-    secret.write_text("hunter2")
-    hook = folder / ".git" / "hooks" / "pre-commit"
-    tries = (
-        f"cat {secret}; ls -a {secret.parent}; cat /etc/shadow",
-        f"touch {tmp_path}/outside /usr/outside",
-        f"echo 'touch {tmp_path}/ran' >{hook}; echo '[core]' >>.git/config; mv .git .git2; rm -rf .git/hooks",
-        "git config core.fsmonitor evil; echo $LATHE_API_KEY; env | grep hunter2",
-        "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 9), 2)'",
-        "touch inside; git add .; git -c user.name=a -c user.email=b commit -qm inside && echo committed",
-    )
-    with served(*(call("bash", command=line) for line in tries), "Done.") as url:
-        result = subprocess.run(
-            words(folder, "-p", "go", "--yolo", "--model", url, "-o", "stream-json"),
-            env={**environment(folder), "LATHE_API_KEY": "hunter2", "HOME": str(secret.parent)},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
-        )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    lines = map(json.loads, result.stdout.splitlines())
-    said = [line["message"]["content"][0]["content"] for line in lines if line["type"] == "user"]
-    assert len(said) == len(tries)
-    assert not any("hunter2" in text for text in said)
-    assert "root:" not in said[0]
-    assert not (tmp_path / "outside").exists()
-    assert not hook.exists()
-    assert "[core]\n[core]" not in (folder / ".git" / "config").read_text()
-    assert "fsmonitor" not in (folder / ".git" / "config").read_text()
-    assert "Error" in said[4]
-    assert "committed" in said[5]  # and yet git works in it
-    assert (folder / "inside").exists()

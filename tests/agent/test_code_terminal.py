@@ -90,7 +90,7 @@ def test_going_back_restores_conversation_and_files(terminal, tmp_path, folder):
         screen.type("what now?")
         screen.wait_for("Fresh.", "1 turn")
         screen.type("/rewind 7")
-        screen.wait_for("There is no turn 7: choose one of 1, 2.")
+        screen.wait_for("There is no turn 7: choose one of 1, 2.", "❯")
         screen.type("", end=CTRL_D)
         assert screen.end() == 0
     (path,) = (tmp_path / "state" / "lathe" / "sessions").rglob("*.jsonl")
@@ -132,6 +132,7 @@ def test_ctrl_c_ends_the_turn_and_twice_leaves_and_the_session_goes_on(terminal,
     assert "interrupted" in trajectory.messages[3].content
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_reply_that_streams(terminal, tmp_path, folder):
     with terminal("word " * 4000, "Yes.", delay_s=0.002) as screen:
         screen.wait_for("❯")

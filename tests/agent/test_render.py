@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lathe.agent.events import Ended, Nudged, ToolEnded, ToolStarted, TurnStarted
 from lathe.agent.panels import rewind_panel, window_panel
-from lathe.agent.render import Renderer, clean, diff_text, folded, one_line
+from lathe.agent.render import Renderer, clean, diff_text, folded, hidden_words, one_line
 from lathe.agent.shadow import Rewind, Snapshot
 from lathe.agent.stats import Window, share_out
 from lathe.text.tool_calls import Content, Reasoning
@@ -46,6 +46,14 @@ def test_a_denied_call_and_a_diff():
     assert drawn(denied) == "  ✗ no\n"
     edited = ToolEnded(CALL, Message("tool", "done"), 0.1, diff="--- a\n+++ b\n@@ -1 +1 @@\n-x\n+y\n")
     assert drawn(edited).splitlines() == ["  --- a", "  +++ b", "  @@ -1 +1 @@", "  -x", "  +y"]
+
+
+def test_what_a_line_hides_is_shown_before_it_is_allowed():
+    assert hidden_words(ToolCall("bash", {"command": "make test"})) == ""
+    assert hidden_words(CALL) == "  command: make\n    make test"
+    long = "true " + "x" * 500 + "; rm -rf ."
+    assert hidden_words(ToolCall("bash", {"command": long})) == f"  command: {long}"
+    assert "b: [1]" in hidden_words(ToolCall("mcp__a", {"command": "x", "b": [1]}))
 
 
 def test_markup_in_a_strangers_text_is_text():
