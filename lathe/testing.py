@@ -243,9 +243,9 @@ class FaultyPool:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
 
-    async def create(self, spec: SandboxSpec | None = None) -> Sandbox:
+    async def create(self, spec: SandboxSpec | None = None, **options: Any) -> Sandbox:
         self.check("create")
-        return cast(Sandbox, FaultySandbox(await self._pool.create(spec), self))
+        return cast(Sandbox, FaultySandbox(await self._pool.create(spec, **options), self))
 
     def check(self, name: str) -> None:
         self.num_calls += 1

@@ -24,6 +24,12 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def own_groups() -> set[str]:
+    """Control groups of this process's pools, in version 2's tree or version 1's hierarchies."""
+    name = f"lathe-{os.getpid()}-*"
+    return {str(path) for place in (name, f"*/{name}") for path in Path("/sys/fs/cgroup").glob(place)}
+
+
 def traces() -> dict[str, set]:
     """What this process and its sandboxes have of the machine right now."""
     open_files = set()
@@ -35,7 +41,7 @@ def traces() -> dict[str, set]:
     return {
         "processes": descendants(os.getpid()),
         "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "cgroups": {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/lathe-{os.getpid()}-*")},
+        "cgroups": own_groups(),
         "descriptors": open_files,
         "folders": {str(path) for path in Path(tempfile.gettempdir()).glob(f"lathe-pool-{os.getpid()}-*")},
     }
