@@ -624,6 +624,19 @@ def info(
 
 
 @app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Write it as JSON.")] = False,
+) -> None:
+    """Say what this machine can do, and why not: sandboxes, Python, torch, GPU. Exits 1 without sandboxes."""
+    from lathe.terminal import doctor
+
+    found = doctor.examine()
+    doctor.show(found, stdout()) if not as_json else print(found.to_json())
+    if found.sandboxes.auto is None:
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A .jsonl of rollouts, or a folder of them.")],
     model: Annotated[

@@ -86,6 +86,10 @@ class InfrastructureError(SandboxError):
     """The machine failed, not what ran in the sandbox: no verdict can follow from it."""
 
 
+class BackendRefused(InfrastructureError, UserError):
+    """This machine can't have sandboxes of the kind that was asked for. The message says what would help."""
+
+
 class MissingExtra(LatheError):
     """A part that needs packages which are not installed."""
 

@@ -11,14 +11,16 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from lathe.errors import UserError
+from lathe.errors import BackendRefused, UserError
 from lathe.sandbox.images import ImageStore
 from lathe.sandbox.namespace.backend import NamespaceBackend
+from lathe.sandbox.probe import BACKENDS, probe
 from lathe.sandbox.spec import SandboxSpec
 from lathe.sandbox.sync import LoopThread, WithoutAwait
 from lathe.types import Sandbox
 
 BackendName = Literal["auto", "namespace", "landlock", "docker"]
+BUILT = ("auto", "namespace")
 
 
 class Backend(Protocol):
@@ -70,8 +72,7 @@ async def open_pool(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         images = ImageStore(folder / "images")
-        if backend not in ("auto", "namespace"):
-            raise UserError(f"there is no backend {backend!r}")
+        await asyncio.to_thread(choose, backend)
         made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1), use_cgroups)
         try:
             await made.start()
@@ -81,6 +82,21 @@ async def open_pool(
     finally:
         if temporary:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def choose(backend: str) -> str:
+    """The backend that `auto` stands for, or the named one. Raises BackendRefused, UserError for no name."""
+    if backend not in BUILT:
+        raise UserError(f"there is no backend {backend!r}: it is auto, {', '.join(BUILT[1:])}")
+    found = probe()
+    if backend != "auto":
+        found.check(backend)
+        return backend
+    taken = found.auto
+    if taken is None:
+        why = " ".join(f"{each}: {found.why(each)}." for each in BACKENDS)
+        raise BackendRefused(f"this machine refuses sandboxes of every kind. {why}")
+    return taken
 
 
 @contextmanager

@@ -34,6 +34,9 @@ NUMBERS = {
     "close_range": (436, 436),
     "openat2": (437, 437),
     "mount_setattr": (442, 442),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
 }
 ARCHITECTURES = {"x86_64": 0, "aarch64": 1}
 
