@@ -32,7 +32,8 @@ class ForeignAgent:
     """A command with its arguments. In each, {prompt} stands for the task, {url} for the model's address
     (without /v1) and {model} for its name. `binds` are folders of this machine in which it is installed.
 
-    The variables by which clients of OpenAI and Anthropic find their server are set; `env` adds to them.
+    The variables by which clients of OpenAI and Anthropic find their server are set; `env` adds to them, with
+    the same placeholders.
     """
 
     command: tuple[str, ...]
@@ -88,8 +89,9 @@ async def _work(course: Course, agent: ForeignAgent, box: Sandbox, model: str) -
     with course.during("agent"):
         async with relayed(box) as url:
             values = {"prompt": course.task.prompt, "url": url, "model": model}
-            command = [PLACEHOLDER.sub(lambda found: values[found[1]], word) for word in agent.command]
-            env = {**variables(url, model), **agent.env}
+            command = [filled(word, values) for word in agent.command]
+            own = {name: filled(value, values) for name, value in agent.env.items()}
+            env = {**variables(url, model), **own}
             ended = await box.exec(command, env=env, timeout_s=agent.timeout_s)
     course.stop_reason = "max_time" if ended.timed_out else "failed" if ended.exit_code else "done"
     course.info["agent"] = {
@@ -102,6 +104,11 @@ async def _work(course: Course, agent: ForeignAgent, box: Sandbox, model: str) -
     if course.patch.left_out:
         course.info["left_out"] = dict(course.patch.left_out)
     return ended
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """The text with its placeholders' values; other braces stay."""
+    return PLACEHOLDER.sub(lambda found: values[found[1]], text)
 
 
 def variables(url: str, model: str) -> dict[str, str]:
