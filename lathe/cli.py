@@ -434,6 +434,10 @@ def attempt(
         list[Path] | None,
         typer.Option(metavar="DIR", help="A folder that the agent's programs need. May be repeated."),
     ] = None,
+    retry_invalid: Annotated[
+        bool,
+        typer.Option("--retry-invalid", help="Make attempts anew that the machine or the server failed."),
+    ] = False,
     max_turns: Annotated[int | None, typer.Option(min=1, help="Most replies in one attempt.")] = 100,
     budget: Annotated[
         int | None, typer.Option(min=1, help="Most tokens that one attempt may sample.")
@@ -458,6 +462,7 @@ def attempt(
     """Attempt tasks in sandboxes; judge each attempt in a clean one. A killed run goes on where it was."""
     import asyncio
     from contextlib import AsyncExitStack
+    from typing import get_args
 
     from lathe.agent.attempt import AgentConfig
     from lathe.agent.events import TurnEnded
@@ -467,6 +472,7 @@ def attempt(
     from lathe.rollout.command import ForeignSetup, run_plan
     from lathe.rollout.harness import ForeignAgent
     from lathe.rollout.many import Plan
+    from lathe.sandbox.pool import BackendName
     from lathe.sandbox.spec import Bind
     from lathe.tasks.store import read_tasks
     from lathe.terminal.attempt import Tally, show_summary, watch
@@ -480,6 +486,8 @@ def attempt(
         raise UserError(
             "A server's tokens are recorded only with the tokenizer at hand: say --model NAME --upstream URL."
         )
+    if backend not in get_args(BackendName):
+        raise UserError(f"{backend} is no backend: choose one of {', '.join(get_args(BackendName))}.")
     known = list(read_tasks(tasks))
     if not known:
         raise UserError(f"{tasks} holds no task.")
@@ -526,7 +534,7 @@ def attempt(
                 system=system, sampling=sampling, max_turns=max_turns, max_tokens=budget, max_time_s=max_time
             )
             config = RolloutConfig(limits, () if one_turn else NATIVE_TOOLS)
-            plan = Plan(known, config, attempts, concurrency)
+            plan = Plan(known, config, attempts, concurrency, retry_invalid=retry_invalid)
             tally = Tally(total=len(known) * attempts)
             show = stack.enter_context(watch(tally, out_console))
 

@@ -49,6 +49,8 @@ async def run_plan(
     the tasks' images; None: one of its own, beside `out`. `on_begin` is told what was finished before.
     """
     with open_results(out, settings_of(plan, model, foreign)) as results:
+        if plan.retry_invalid:
+            await asyncio.to_thread(results.forget_invalid)
         score = await asyncio.to_thread(scored, results, plan.tasks, name_of(model))
         on_begin(score)
 

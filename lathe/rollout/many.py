@@ -34,13 +34,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be attempted, and how. `freeze_share`: see `kept.Keeping`."""
+    """What is to be attempted, and how. `freeze_share`: see `kept.Keeping`. `retry_invalid` makes anew what
+    an earlier run could not judge."""
 
     tasks: Sequence[Task]
     config: RolloutConfig = field(default_factory=RolloutConfig)
     num_attempts: int = 1
     concurrency: int = 8
     freeze_share: float = 0.1
+    retry_invalid: bool = False
 
     def jobs(self) -> Iterator[Job]:
         """Every task once, then every task again: what is known early is known of all tasks."""

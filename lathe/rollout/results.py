@@ -61,6 +61,21 @@ class Results:
                     yield self._checked(line, number)
         os.truncate(self.path, end)
 
+    def forget_invalid(self) -> None:
+        """Delete the attempts whose verdict is invalid, so that they are made anew."""
+        if not self.path.exists():
+            return
+        fresh = self.folder / "without-invalid.jsonl"
+        with self.path.open("rb") as lines, fresh.open("wb") as file:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                rollout = self._checked(line, number)
+                if rollout.verdict is not None and rollout.verdict.valid:
+                    file.write(line)
+        fresh.replace(self.path)
+        self.finished.clear()
+
     def _checked(self, line: bytes, number: int) -> Rollout:
         where = f"{self.path}, line {number}"
         try:

@@ -1,12 +1,13 @@
 """`lathe attempt`: a real process of its own, a real server with a scripted model, and kills in mid-run."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from rollout_tasks import plain, solver, word_task
+from rollout_tasks import plain, solution, solver, word_task
 from serving import serve
 
 from lathe.jsonl import read_rollouts
@@ -14,6 +15,7 @@ from lathe.tasks.store import write_tasks
 from lathe.testing import ScriptedModel
 
 WORDS = ("apple", "birch", "cedar")
+GOOD = '{"id": "a", "prompt": "p", "tests": {"files": {"test_a.py": "def test_a(): pass"}}}\n'
 
 
 @pytest.fixture
@@ -80,3 +82,62 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tasks, tmp_path, turns, mo
     assert rollouts(cut) == expected
     assert num_again <= num_asked + 4 * len(moments), "what was said once is not asked again"
     assert not cut.with_name("cut.jsonl.unfinished").exists()
+
+
+def test_one_turn(pool, tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    write_tasks(tasks, [word_task("apple", files={}, info={"answer_file": "words.py"})])
+    with serve(ScriptedModel(answer=lambda prompt: f"```python\n{solution('apple')}```")) as url:
+        code, out, error = attempt(tasks, "--model", url, "--out", tmp_path / "out.jsonl", "--one-turn")
+    assert code == 0 and "100.0%" in out, error
+    ((_, _, reward, _, info),) = rollouts(tmp_path / "out.jsonl").values()
+    assert reward == 1.0 and info["patch"] == {"words.py": {"text": solution("apple")}}
+
+
+def test_a_server_that_dies_makes_attempts_invalid_and_the_run_goes_on(tasks, tmp_path):
+    model = ScriptedModel(answer=solver())
+    out = tmp_path / "out.jsonl"
+    write_tasks(tasks, [word_task("apple")])
+    with serve(model) as url:
+        process = start(tasks, "--model", url, "--out", out, "--concurrency", 1)
+        while len(model.engine.prompts) < 2 and process.poll() is None:
+            time.sleep(0.002)
+    said, error = process.communicate(timeout=110)
+    assert process.returncode == 0, error
+    assert "invalid" in said and "can't be reached" in said
+    assert all(reward is None for _, _, reward, _, _ in rollouts(out).values())
+
+
+def test_interrupting_it_says_how_to_go_on(tasks, tmp_path):
+    model = ScriptedModel(answer=solver(), delay_s=0.005)
+    with serve(model) as url:
+        process = start(tasks, "--model", url, "--out", tmp_path / "out.jsonl")
+        while not model.engine.prompts and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130 and "goes on where it was" in error, error
+        assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "error"),
+    [
+        (None, (), "no such file or folder"),
+        ("", (), "holds no task"),
+        ('{"id": "a"}\n', (), "line 1: prompt: missing"),
+        (GOOD, ("--one-turn",), "which file the answer is"),
+        (GOOD, ("--agent", "qwen -p {prompt}"), "--model NAME --upstream URL"),
+        (GOOD, ("--one-turn", "--agent", "x {prompt}"), "exclude each other"),
+        (GOOD, ("--backend", "magic"), "magic"),
+        (GOOD, (), "127.0.0.1:9/v1/ can't be reached"),
+        (GOOD, ("--concurrency", "0"), "--concurrency"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, text, options, error):
+    tasks = tmp_path / "tasks.jsonl"
+    if text is not None:
+        tasks.write_text(text)
+    code, _, said = attempt(tasks, "--model", "http://127.0.0.1:9", "--out", tmp_path / "out.jsonl", *options)
+    assert code in (1, 2) and "Traceback" not in said
+    assert error in " ".join(said.split()), said

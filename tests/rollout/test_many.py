@@ -139,6 +139,29 @@ async def test_what_is_finished_is_not_done_again(pool, tmp_path):
     ]  # fmt: skip
 
 
+async def test_what_was_invalid_is_made_anew_where_that_is_asked_for(pool, tmp_path):
+    out, tasks = tmp_path / "out.jsonl", [word_task("apple"), word_task("birch")]
+    model = ScriptedModel(answer=solver())
+    broken = FaultyPool(pool, lambda name: broken.num_calls == 3)  # of the first attempt
+    score = await run(Plan(tasks, concurrency=1), model, broken, out)
+    assert (score.num_solved, score.num_invalid) == (1, 1)
+    for retry_invalid, num_solved in ((False, 1), (True, 2)):
+        plan = Plan(tasks, retry_invalid=retry_invalid)
+        assert (await run(plan, model, pool, out)).num_solved == num_solved
+    assert [each.task for each in read_rollouts(out)] == ["birch", "apple"]
+
+
+async def run(plan: Plan, model, pool, out) -> Score:
+    with open_results(out, {}) as results:
+        if plan.retry_invalid:
+            results.forget_invalid()
+        score = scored(results, plan.tasks, "scripted")
+        await attempt_tasks(
+            plan, model, pool, results, on_done=lambda done: score.add(done.task, done.verdict)
+        )
+    return score
+
+
 def test_a_file_that_is_no_such_runs(tmp_path):
     out = tmp_path / "out.jsonl"
     for text, error in (
