@@ -128,3 +128,28 @@ async def test_python_and_git_of_this_machine_work(pool):
     assert (await box.exec(["python3", "-c", "print(6 * 7)"])).stdout == "42\n"
     line = "git init -q . && git -c user.name=a -c user.email=b commit -q --allow-empty -m c && git log"
     assert "Author: a" in (await box.exec(line)).check().stdout
+
+
+async def test_a_command_starts_as_programs_expect_it(pool):
+    """Signals at their defaults, none blocked, a session of its own."""
+    box = await pool.create()
+    assert (
+        await box.exec("grep -E '^Sig(Blk|Ign)' /proc/self/status | cut -f2 | uniq")
+    ).stdout == f"{0:016x}\n"
+    broken_pipe = ["bash", "-c", "yes | head -1 >/dev/null; echo ${PIPESTATUS[0]}"]
+    assert (await box.exec(broken_pipe)).stdout == "141\n"
+    leader, group, session = (await box.exec("ps -o pid=,pgid=,sid= -p $$")).stdout.split()
+    assert leader == group == session
+
+
+async def test_a_file_that_is_no_program_is_not_executable(pool):
+    box = await pool.create()
+    await box.write("data", "no program", mode=0o644)
+    assert (await box.exec(["./data"])).exit_code == 126
+    assert (await box.exec(["/work"])).exit_code == 126
+    assert (await box.exec(["data"], env={"PATH": "/nowhere:/work"})).exit_code == 126
+    assert (await box.exec(["data"], env={"PATH": "/nowhere"})).exit_code == 127
+    await box.write("script", "#!/bin/sh\necho $0 $1\n", mode=0o755)
+    assert (
+        await box.exec(["script", "a b"], env={"PATH": "/nowhere:/work:/bin"})
+    ).stdout == "/work/script a b\n"

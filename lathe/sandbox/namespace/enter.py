@@ -7,6 +7,7 @@ and nothing in the sandbox can lie about how a command ended.
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 from lathe.sandbox.namespace import syscalls as sys_
@@ -39,6 +40,8 @@ def run(box: Box, request: dict[str, Any], pidfd: int, fds: list[int], mapped: b
             return
         os.setsid()
         take_descriptors(fds)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and so would the command
+            signal.signal(number, signal.SIG_DFL)
         _execute(request)
     finally:
         os._exit(255)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lathe.sandbox.namespace import enter, wire
 from lathe.sandbox.namespace import syscalls as sys_
+from lathe.sandbox.namespace.start import NotStarted, make_starter
 
 
 def serve(
@@ -30,20 +31,26 @@ def serve(
             os.write(fd, b"0")
             os.close(fd)
         sys_.setns(pidfd, sys_.CLONE_NEWPID)
+        starter = make_starter()
         wire.send(end, wire.pack({"up": True}))
         while True:
             request, fds = wire.receive(end)
             if request is None:
                 return
             try:
-                pid = sys_.clone(sys_.CLONE_PARENT)
-                if pid == 0:
-                    with contextlib.suppress(OSError):  # when memory ends, commands go before this process
-                        _write("/proc/self/oom_score_adj", b"500")
-                    enter.run(box, request, pidfd, fds, mapped, faults)
-                wire.send(end, wire.pack({"id": request["id"], "pid": pid}))
+                if starter is not None:
+                    pid = starter.start(box, request, pidfd, fds, mapped, sys_.CLONE_PARENT)
+                else:
+                    pid = sys_.clone(sys_.CLONE_PARENT)
+                    if pid == 0:
+                        enter.run(box, request, pidfd, fds, mapped, faults)
+                said: wire.Message = {key: request[key] for key in ("id", "exit_code") if key in request}
+                wire.send(end, wire.pack({**said, "pid": pid}))
             except OSError as error:
-                wire.send(end, wire.pack({"id": request["id"], "fault": str(error)}))
+                said = {"id": request["id"], "fault": str(error)}
+                if isinstance(error, NotStarted):
+                    said["pid"] = error.pid
+                wire.send(end, wire.pack(said))
             for fd in fds:
                 os.close(fd)
     except OSError as error:
@@ -51,11 +58,3 @@ def serve(
             wire.send(end, wire.pack({"fault": str(error)}))
     finally:
         os._exit(0)
-
-
-def _write(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)

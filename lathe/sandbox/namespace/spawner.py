@@ -25,6 +25,7 @@ from lathe.sandbox.namespace import binds, build, enter, files, launcher, sweep,
 from lathe.sandbox.namespace import syscalls as sys_
 from lathe.sandbox.namespace.fork import fork_into, fork_into_unprivileged
 from lathe.sandbox.namespace.privileges import install_filter, process_limits
+from lathe.sandbox.namespace.start import NotStarted, make_starter
 from lathe.sandbox.namespace.zygote import Zygote
 
 Message = dict[str, Any]
@@ -48,14 +49,13 @@ class Spawner:
         ] = {}  # by descriptor: its sandbox, who asked for it
         self.starting: dict[int, Message] = {}  # commands that a launcher is about to start
         self.early: dict[int, int] = {}  # pid of such a one that has ended before that was heard: its status
+        self.starter = make_starter()
         self.epoll = select.epoll()
         self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self.faults, self.faults_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.wake, self.wake_in = socket.socketpair()
         for end in (self.wake, self.wake_in):
             end.setblocking(False)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and so would every command
-            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake_in.fileno(), warn_on_full_buffer=False)
         for fd in (self.control.fileno(), self.wake.fileno()):
@@ -212,10 +212,28 @@ class Spawner:
             self.starting[request["id"]] = request
             box["num_starting"] += 1
             return
-        pid = self._inside(
-            box, lambda pidfd: enter.run(box, request, pidfd, fds, self.mapped, self.faults_in)
-        )
+        if self.starter is not None and self.mapped:
+            pid = self._start(box, request, fds)
+        else:
+            pid = self._inside(
+                box, lambda pidfd: enter.run(box, request, pidfd, fds, self.mapped, self.faults_in)
+            )
         self._command_began(request, pid)
+
+    def _start(self, box: Message, request: Message, fds: list[int]) -> int:
+        assert self.starter is not None
+        pidfd = sys_.pidfd_open(box["pid"])
+        try:
+            sys_.setns(pidfd, sys_.CLONE_NEWPID)
+            try:
+                return self.starter.start(box, request, pidfd, fds, self.mapped)
+            except NotStarted as error:
+                os.waitpid(error.pid, 0)
+                raise
+            finally:
+                sys_.setns(self.own_pids, sys_.CLONE_NEWPID)
+        finally:
+            os.close(pidfd)
 
     def _command_began(self, request: Message, pid: int) -> None:
         self.commands[pid] = request
@@ -254,9 +272,12 @@ class Spawner:
                 self.epoll.unregister(fd)
             self._fail(joining, str(said)) if said != {"up": True} else self.reply(joining)
             return
-        request = self.starting.pop(said["id"])
+        request = {**self.starting.pop(said["id"]), **said}
         box["num_starting"] -= 1
         if "fault" in said:
+            if "pid" in said and self.early.pop(said["pid"], None) is None:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(said["pid"], 0)
             self._fail(request, said["fault"])
             return
         pid = said["pid"]
@@ -409,7 +430,7 @@ class Spawner:
     def _command_ended(self, pid: int, status: int) -> None:
         request = self.commands.pop(pid)
         box = self.boxes.get(request["name"])
-        code = os.waitstatus_to_exitcode(status)
+        code = request.get("exit_code", os.waitstatus_to_exitcode(status))
         if box is not None:
             box["live"].discard(pid)
             if not box.get("farewell"):
