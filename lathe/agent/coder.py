@@ -83,6 +83,8 @@ class Coder:
 
     async def say(self, text: str, interrupt: asyncio.Event | None = None) -> Attempt:
         """A person's turn, to the end of the agent's work on it. What stopped it is in the attempt."""
+        # What was typed in another encoding comes as halves of surrogate pairs, which no tokenizer knows.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         try:
             box = await self.workplace.sandbox(read_only=self.approvals.mode == "plan")
             before, start = await self._begin(box, await self._with_mentions(box, text))

@@ -200,12 +200,9 @@ class JsonWriter:
         )
 
     def _write(self, **fields: Any) -> None:
-        line = json.dumps(
-            fields | {"session_id": self.coder.session.id},
-            ensure_ascii=False,
-            default=str,
-            separators=(",", ":"),
-        )
+        fields["session_id"] = self.coder.session.id
+        is_utf8 = (self.out.encoding or "utf-8").lower().replace("-", "") == "utf8"
+        line = json.dumps(fields, ensure_ascii=not is_utf8, default=str, separators=(",", ":"))
         # A lone surrogate is no UTF-8; \ud800 is JSON's own escape for it.
         self.out.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
         self.out.flush()

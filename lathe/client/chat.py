@@ -127,7 +127,12 @@ class ChatClient:
     ) -> Completion:
         reader = ReplyReader(trajectory.tools, on_event or (lambda event: None))
         try:
-            async with self._client.stream("POST", "chat/completions", json=body) as response:
+            # Half a surrogate pair, which a model's JSON can hold, is no UTF-8, and servers refuse it.
+            data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+            kind = {"Content-Type": "application/json"}
+            async with self._client.stream(
+                "POST", "chat/completions", content=data, headers=kind
+            ) as response:
                 if response.status_code != 200:
                     await response.aread()
                     self._refuse(response.status_code, response.text, response.headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
@@ -69,6 +70,8 @@ class CodeOptions:
 def code(options: CodeOptions, load: Callable[[str], LLM], console: Console) -> int:
     """A session in the terminal, or one turn without. The exit code. `load` makes a model of a name, and
     `console` is stderr. What is wrong with the options is raised before a model loads (UserError)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows the rest
     folder = open_project(options.folder)
     output, approvals = parse_output(options.output), Approvals(parse_mode(options.mode))
     writable, readable = parse_folders(options.allow)

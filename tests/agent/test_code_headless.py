@@ -152,6 +152,18 @@ def test_a_session_goes_on_and_forks(folder, place):
     assert new.token_ids[: len(old.token_ids)] == old.token_ids
 
 
+def test_any_encoding_of_the_terminal_will_do(folder, place):
+    plain = {**environment(folder), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for output, said in (("text", b"Gr?? ?"), ("json", b"Gr\\u00fc\\u00df \\u2713")):
+        with served("Grüß ✓") as url:
+            result = subprocess.run(
+                [*words(folder, *place, "--model", url, "-o", output, "-p"), b"caf\xe9 \xff"],
+                env=plain, stdin=subprocess.DEVNULL, capture_output=True, timeout=100,
+            )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert said in result.stdout
+
+
 def test_an_interrupt_keeps_the_session(folder, place):
     started = folder / "started"
     replies = (call("bash", command=f"touch {started}; sleep 300"),)

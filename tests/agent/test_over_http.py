@@ -28,6 +28,13 @@ async def test_over_lathe_it_is_the_same_run_token_for_token(box):
     assert there.trajectory.token_ids[: len(model.engine.prompts[-1])] == model.engine.prompts[-1]
 
 
+async def test_half_a_surrogate_pair_is_said_all_the_same():
+    with serve(ScriptedModel("Yes.")) as url:
+        async with ChatClient(url) as client:
+            attempt = await run(client, None, "half \ud800 a pair")
+    assert (attempt.stop_reason, attempt.answer) == ("done", "Yes.")
+
+
 async def test_words_alone_are_counted_and_compacted(box):
     """The window is known from the server's list, the size from its usage, and that is enough."""
     sizes = []
