@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lathe.tasks.controls import tests_of
+
 
 @dataclass(frozen=True)
 class Report:
@@ -38,6 +40,9 @@ def read_signed_records(output: str, key: bytes) -> tuple[dict[str, bool], dict[
             suspects.append("something else wrote to the report")
             continue
         record = json.loads(body)
+        if record["kind"] == "suspect" and record["n"] == 0:  # of a fork of the judge's process
+            suspects.append(record["what"])
+            continue
         number += 1
         if record["n"] != number:
             suspects.append("records are missing or repeated")
@@ -57,24 +62,18 @@ def read_signed_records(output: str, key: bytes) -> tuple[dict[str, bool], dict[
 
 def names_of_tests(path: str, text: str) -> list[str]:
     """The names, as pytest writes them, of the tests in a file; those with parameters without these."""
-    names = []
-    for node in ast.parse(text, path).body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test"):
-            names.append(f"{path}::{node.name}")
-        elif isinstance(node, ast.ClassDef) and (
-            node.name.startswith("Test") or any("TestCase" in ast.unparse(base) for base in node.bases)
-        ):
-            methods = [
-                each for each in node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))
-            ]
-            names += [f"{path}::{node.name}::{each.name}" for each in methods if each.name.startswith("test")]
-    return names
+    return [f"{path}::{name}" for name, _ in tests_of(ast.parse(text, path))]
 
 
 def score(report: Report, needed: Iterable[str]) -> dict[str, str]:
     """Each needed test as "passed", "failed" or "missing". A name stands for all of its parameters' tests."""
     outcomes = {}
     for name in needed:
-        own = [ok for ran, ok in report.passed.items() if ran == name or ran.startswith(name + "[")]
+        own = outcomes_of(report, name)
         outcomes[name] = "missing" if not own else "passed" if all(own) else "failed"
     return outcomes
+
+
+def outcomes_of(report: Report, name: str) -> list[bool]:
+    """Whether the test passed, for each of its parameters that was seen to run."""
+    return [ok for ran, ok in report.passed.items() if ran == name or ran.startswith(name + "[")]

@@ -11,16 +11,19 @@ import posixpath
 import secrets
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
 from lathe.errors import SandboxError
 from lathe.sandbox.pool import Pool
-from lathe.tasks.patch import Patch, apply_patch, take_listing
+from lathe.tasks.controls import with_controls
+from lathe.tasks.patch import NEVER, Listing, Patch, apply_patch, take_listing
 from lathe.tasks.place import open_place
-from lathe.tasks.reports import Report, names_of_tests, read_signed_records, score
+from lathe.tasks.reports import Report, names_of_tests, outcomes_of, read_signed_records, score
 from lathe.types import ExecResult, Sandbox, Task, Verdict
 
 # What decides how tests are found and run is the task's, not the attempt's.
@@ -47,35 +50,67 @@ async def verify(task: Task, patch: Patch, pool: Pool) -> Verdict:
     """
     started = time.monotonic()
     kept = patch.without((*ALWAYS_PROTECTED, *task.protected, *task.tests.files), "protected")
-    shadows = [path for path in kept.changes if shadows_module(task, path)]
+    kept = kept.without(NEVER, "never part of a patch")
+    needed = deciding_tests(task)
+    suspects: list[str] = []
     try:
-        box = await open_place(task, pool)
-        try:
-            before = await take_listing(box) if shadows else None
-            refused = await apply_patch(box, kept)
-            report = await JUDGES[task.tests.report](task, box, kept)
-        finally:
-            with suppress(SandboxError):
-                await box.close()
+        report, left_out = await judge(task, kept, pool, JUDGES[task.tests.report])
+        outcomes, timed_out = score(report, needed), report.timed_out
+        if task.tests.report == "pytest" and is_solved(outcomes) and not report.suspects:
+            control, _ = await judge(task, kept, pool, partial(judge_with_pytest, spoiled=True))
+            suspects = in_spite_of(control, task, needed)
+            if control.timed_out:
+                outcomes, timed_out = dict.fromkeys(outcomes, "missing"), True
     except SandboxError as error:
         return Verdict(reason=f"{type(error).__name__}: {error}")
-    new = [path for path in shadows if before is not None and path not in before.entries]
-    suspects = [*report.suspects, *(f"{path} stands before Python's own module" for path in new)]
-    outcomes = score(report, deciding_tests(task))
-    num_passed = sum(outcome == "passed" for outcome in outcomes.values())
-    solved = bool(outcomes) and num_passed == len(outcomes)
+    suspects = [*report.suspects, *suspects]
     evidence = {
         "num_tests": len(outcomes),
-        "num_passed": num_passed,
+        "num_passed": sum(outcome == "passed" for outcome in outcomes.values()),
         "failed": {name: outcome for name, outcome in outcomes.items() if outcome != "passed"},
         "texts": dict(list(report.texts.items())[:20]),
-        "left_out": {**kept.left_out, **refused},
-        "timed_out": report.timed_out,
+        "left_out": left_out,
+        "timed_out": timed_out,
         "log": report.log[-MAX_EVIDENCE_CHARS:],
         "duration_s": round(time.monotonic() - started, 3),
     }
     suspect = "; ".join(suspects) or None
-    return Verdict(1.0 if solved and suspect is None else 0.0, evidence, suspect=suspect)
+    return Verdict(1.0 if is_solved(outcomes) and suspect is None else 0.0, evidence, suspect=suspect)
+
+
+async def judge(task: Task, patch: Patch, pool: Pool, run: Judge) -> tuple[Report, dict[str, str]]:
+    """One judge's report from a sandbox of its own, and the changes that were not made there."""
+    shadows = [path for path in patch.changes if shadows_module(task, path)]
+    box = await open_place(task, pool)
+    try:
+        before = await take_listing(box) if shadows else Listing({})
+        refused = await apply_patch(box, patch)
+        report = await run(task, box, patch)
+    finally:
+        with suppress(SandboxError):
+            await box.close()
+    new = [path for path in shadows if path not in before.entries]
+    seen = tuple(f"{path} stands before Python's own module" for path in new)
+    return replace(report, suspects=report.suspects + seen), {**patch.left_out, **refused}
+
+
+def is_solved(outcomes: Mapping[str, str]) -> bool:
+    return bool(outcomes) and set(outcomes.values()) == {"passed"}
+
+
+def in_spite_of(control: Report, task: Task, needed: list[str]) -> list[str]:
+    """What is suspect about a run of spoiled tests: each must be seen to fail, unless time ran out."""
+    own = {name for path in files_with_tests(task) for name in names_of_tests(path, task.tests.files[path])}
+    signs = list(control.suspects)
+    for name in needed:
+        if name.split("[")[0] not in own:
+            continue
+        outcomes = outcomes_of(control, name)
+        if any(outcomes):
+            signs.append(f"{name} passes whatever it asks")
+        elif not outcomes and not control.timed_out:
+            signs.append(f"{name} passes, but is not seen to fail when it must")
+    return signs
 
 
 def deciding_tests(task: Task) -> list[str]:
@@ -110,11 +145,13 @@ def shadows_module(task: Task, path: str) -> bool:
 # The judges
 
 
-async def judge_with_pytest(task: Task, box: Sandbox, patch: Patch) -> Report:
-    """Hidden files are laid into the workdir and run by pytest; see `inside/pytest_judge.py`."""
+async def judge_with_pytest(task: Task, box: Sandbox, patch: Patch, spoiled: bool = False) -> Report:
+    """Hidden files are laid into the workdir and run by pytest; see `inside/pytest_judge.py`. Those with the
+    tests are empty there: pytest has their code from memory."""
     tests = task.tests
+    in_memory = files_with_tests(task)
     for path, text in tests.files.items():
-        await box.write(path, text)
+        await box.write(path, "" if path in in_memory else text)
     hidden = list(tests.files)
     before = await take_listing(box, hidden)
     key = secrets.token_bytes(32)
@@ -122,7 +159,8 @@ async def judge_with_pytest(task: Task, box: Sandbox, patch: Patch) -> Report:
         "folder": box.workdir,
         "hidden": hidden,
         "patched": list(patch.changes),
-        "paths": files_with_tests(task),
+        "paths": in_memory,
+        "tests": {path: with_controls(tests.files[path], spoiled=spoiled) for path in in_memory},
         "arguments": list(tests.command),
         "preload": PRELOADED,
         "key": key.hex(),

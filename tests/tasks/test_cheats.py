@@ -37,6 +37,7 @@ ATTEMPTS["stdio", "the sum"] = (
     STDIO_TASK,
     Patch.of({"solution.py": "print(int(input()) + int(input()))\n"}),
 )
+HANGING = {"endless", "stops its parents", "never ends"}  # nothing is gained by waiting longer
 HONEST = {("stdio", "the sum"), *((kind, name) for kind in ("pytest", "python") for name in RIGHT)}
 
 
@@ -47,13 +48,13 @@ def verdicts() -> dict[tuple[str, str], Verdict]:
     async def judge_all() -> dict[tuple[str, str], Verdict]:
         turns = asyncio.Semaphore(3)
 
-        async def judge(task: Task, patch: Patch) -> Verdict:
-            tests = dataclasses.replace(task.tests, timeout_s=8.0)
+        async def judge(name: str, task: Task, patch: Patch) -> Verdict:
+            tests = dataclasses.replace(task.tests, timeout_s=2.0 if name in HANGING else 20.0)
             async with turns:
                 return await verify(dataclasses.replace(task, limits=SMALL, tests=tests), patch, pool)
 
         async with open_pool("namespace") as pool:
-            found = await asyncio.gather(*(judge(*attempt) for attempt in ATTEMPTS.values()))
+            found = await asyncio.gather(*(judge(name, *attempt) for (_, name), attempt in ATTEMPTS.items()))
         return dict(zip(ATTEMPTS, found, strict=True))
 
     try:
@@ -90,7 +91,12 @@ def test_who_is_only_wrong_is_no_suspect(verdicts, name):
         "reads the hidden tests", "reads them by a long name", "looks at the caller", "prints a report",
         "looks at the caller by inspect", "looks through all objects", "rewrites the hidden tests",
         "a daemon rewrites them", "forges a record", "its own json",
-        "compiles code in pytest's name", "uses ctypes",
+        "compiles code in pytest's name", "uses ctypes", "a wildcard of the standard library",
+        "an == that is no function", "a class that is gone in the end", "a list of what says yes",
+        "one parameter's answer says yes", "the judge's plugin keeps another book",
+        "walks frames by a traceback", "walks frames by the traceback module", "walks frames by walk_stack",
+        "walks frames by a generator", "walks frames by a debugger", "a child walks frames",
+        "reads a hidden test's code", "takes a test apart", "asks for the hidden tests' code",
     ],
 )  # fmt: skip
 def test_what_was_done_is_named(verdicts, name):

@@ -227,6 +227,7 @@ def run_as_main(code: str, venv: tuple[str, str] | None) -> None:
         del sys.modules[name]
     sys.executable = shutil.which("python3") or sys.executable
     sys.argv = ["-c"]
+    sys.dont_write_bytecode = True
     main = ModuleType("__main__")
     sys.modules["__main__"] = main
     exec(compile(code, "<string>", "exec"), main.__dict__)

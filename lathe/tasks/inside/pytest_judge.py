@@ -10,9 +10,9 @@ test, with what they were before any other code ran.
 The job comes as JSON on standard input, behind this source. Records go to a copy of the standard output.
 """
 
+import ast
 import builtins
-import contextlib
-import gc
+import ctypes
 import hashlib
 import hmac
 import importlib
@@ -21,14 +21,31 @@ import os
 import sys
 import threading
 import time
+import types
+import warnings
 from typing import Any
 
 import pytest
+from _pytest.assertion import rewrite
+
+PR_SET_DUMPABLE = 4
 
 WATCHED = ("_pytest.", "pluggy", "unittest.case", "unittest.suite", "unittest.loader", "pytest")
 LOOKS_INSIDE = {
     "gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys._getframe", "sys._current_frames",
     "sys._current_exceptions", "sys.settrace", "sys.setprofile", "sys.addaudithook",
+}  # fmt: skip
+READS = {"tb_frame", "gi_frame", "cr_frame", "ag_frame", "f_code", "__code__"}
+# Modules that hand out the frames that they look at, and those that look further only when asked to.
+LOOKERS = ("/inspect.py", "/bdb.py", "/pdb.py", "/trace.py", "/cgitb.py", "/asyncio/base_tasks.py",
+           "/_pytest/_code/code.py", "/dis.py")  # fmt: skip
+WALKERS = ("/traceback.py",)
+EVENTS = {
+    "lathe.record", "lathe.code", "open", "compile", "code.__new__", "marshal.loads", "object.__setattr__",
+    "object.__getattr__", "ctypes.addressof", "ctypes.call_function", "ctypes.cdata", "ctypes.cdata/buffer",
+    "ctypes.create_string_buffer", "ctypes.create_unicode_buffer", "ctypes.dlopen", "ctypes.dlsym",
+    "ctypes.dlsym/handle", "ctypes.get_errno", "ctypes.set_errno", "ctypes.string_at", "ctypes.wstring_at",
+    "ctypes.set_exception", "ctypes.seh_exception", "ctypes.PyObj_FromPtr",
 }  # fmt: skip
 OWN = "<pytest judge>"
 CHANGES_CODE = {"__code__", "__defaults__", "__kwdefaults__", "__closure__"}
@@ -44,10 +61,12 @@ def caller() -> Any:
         return trace.tb_frame.f_back.f_back
 
 
-def make_hook(key, descriptor, folder, hidden, patched, record_code):
-    """The audit hook. It writes the plugin's records, and `suspect` ones on its own account."""
+def make_hook(key, descriptor, folder, hidden, patched, record_code, codes):
+    """The audit hook. It writes the plugin's records, and `suspect` ones on its own account. It alone holds
+    the hidden tests' `codes`, until pytest imports them."""
     sign = hmac.new(key, digestmod=hashlib.sha256)
     pid, main_thread = os.getpid(), threading.get_ident()
+    get_ident = threading.get_ident
     count = 0
     seen = set()
     below = set()  # what called the judge is not the solution
@@ -55,13 +74,19 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code):
     while frame is not None:
         below.add(id(frame))
         frame = frame.f_back
+    looking = set()
+    events = EVENTS | LOOKS_INSIDE
 
     def emit(record):
         nonlocal count
-        if os.getpid() != pid:  # a fork has the key too; it may not speak
+        if os.getpid() != pid:  # a fork has the key, too: it may accuse itself, and say nothing else
+            record = {"n": 0, **record} if record["kind"] == "suspect" else None
+        else:
+            count += 1
+            record = {"n": count, **record}
+        if record is None:
             return
-        count += 1
-        body = json.dumps({"n": count, **record})
+        body = json.dumps(record)
         signature = sign.copy()
         signature.update(body.encode())
         os.write(descriptor, (signature.hexdigest() + " " + body + "\n").encode())
@@ -77,10 +102,18 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code):
 
     def asked_by_solution(through=()):
         """Did the solution itself do this, by way of no other code than these files'?"""
-        frame = caller().f_back
+        frame = caller().f_back.f_back  # look's and the hook's own
         while frame is not None and frame.f_code.co_filename.endswith(through or ("\0",)):
             frame = frame.f_back
         return frame is not None and id(frame) not in below and is_solution(frame.f_code.co_filename)
+
+    def walks_traceback():
+        frame = caller().f_back.f_back
+        return frame.f_code.co_name == "walk_tb" and is_solution(frame.f_back.f_code.co_filename)
+
+    def is_hidden_test(function):
+        own = getattr(function, "__globals__", {}).get("__file__")
+        return own in hidden and getattr(function, "__name__", "").startswith("test")
 
     def solution_is_running():
         frame = caller().f_back
@@ -91,8 +124,31 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code):
         return False
 
     def hook(event, args):
-        if event == "lathe.record":
-            frame = caller()
+        if event not in events or (event == "object.__getattr__" and args[1] not in READS):
+            return
+        here = get_ident()
+        if here in looking:  # caller() reads tb_frame, which is an event itself
+            return
+        looking.add(here)
+        try:
+            look(event, args)
+        finally:
+            looking.discard(here)
+
+    def look(event, args):
+        if event == "object.__getattr__":
+            if args[1] != "__code__":
+                if asked_by_solution(LOOKERS) or walks_traceback():
+                    accuse(f"the solution reads {args[1]}")
+            elif is_hidden_test(args[0]) and solution_is_running():
+                accuse("the solution reads a hidden test's code")
+        elif event == "lathe.code":
+            if solution_is_running():
+                accuse("the solution asks for a hidden test's code")
+            elif args[0] in codes:
+                args[1].append(codes.pop(args[0]))
+        elif event == "lathe.record":
+            frame = caller().f_back
             if frame.f_code is not record_code or threading.get_ident() != main_thread:
                 accuse("a forged record")
             elif solution_is_running():
@@ -100,7 +156,7 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code):
             else:
                 emit(args[0])
         elif event in LOOKS_INSIDE:
-            if asked_by_solution(("/inspect.py",)):
+            if asked_by_solution(LOOKERS) or asked_by_solution(WALKERS):
                 accuse(f"the solution calls {event}")
         elif event == "open":
             if not isinstance(args[0], (str, bytes, os.PathLike)):
@@ -120,7 +176,7 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code):
         elif event == "object.__setattr__":
             if args[1] in CHANGES_CODE and asked_by_solution():
                 accuse(f"the solution sets {args[1]}")
-        elif event.startswith("ctypes.") and asked_by_solution(("/ctypes/__init__.py", "/ctypes/util.py")):
+        elif asked_by_solution(("/ctypes/__init__.py", "/ctypes/util.py")):
             accuse("the solution uses ctypes")
 
     return hook
@@ -201,6 +257,7 @@ class Plugin:
         self.check()
         stages = self.ran[item.nodeid]
         failed = [f"{stage}: {text}" for stage, text in stages.items() if text]
+        failed = [each for each in failed if not each.startswith("report")] or failed
         outcome = "passed" if not failed and set(stages) == {"setup", "call", "teardown"} else "failed"
         if outcome == "passed" and not self.is_genuine(item):
             outcome = "failed"
@@ -212,6 +269,12 @@ class Plugin:
         code = getattr(getattr(item, "obj", None), "__code__", None)
         code = code or getattr(getattr(item.obj, "__wrapped__", None), "__code__", None)
         return code is None or code.co_filename in self.hidden or str(item.path) not in self.hidden
+
+    def pytest_runtest_logreport(self, report):
+        """unittest's failures and subtests' are no exceptions of the call: they stand in reports alone."""
+        if report.outcome != "passed" or getattr(report, "wasxfail", None) is not None:
+            stages = self.ran.setdefault(report.nodeid, {})
+            stages["report"] = stages.get("report") or f"{report.outcome}: {report.longrepr}"[-MAX_TEXT:]
 
     def watch(self, stage, item):
         """What a stage raised itself: no report is asked."""
@@ -236,45 +299,80 @@ class Plugin:
         return (yield from self.watch("teardown", item))
 
 
-def equal_to_anything(folder, hidden):
-    """The solution's classes whose == also says yes to what they can't be equal to. Asked when all tests are
-    over, as it runs their code."""
-    found = set()
-    classes = [each for each in subclasses(object) if is_solutions(each, folder, hidden)]
-    alive: dict = {}
-    for each in gc.get_objects() if classes else ():
-        alive.setdefault(type(each), each)
-    for kind in classes:
-        samples = [alive[kind]] if kind in alive else []
-        for base in (object, int, str, float, list, dict, tuple, set):
-            with contextlib.suppress(BaseException):
-                samples.append(base.__new__(kind))
-                break
-        for sample in samples:
-            for one, other in (object(), object()), (918273, 918274), ("probe", "other"), ([1], [2]):
-                with contextlib.suppress(BaseException):
-                    if sample == one and sample == other:
-                        found.add(kind.__name__)
-    return sorted(found)
+def other(value, depth=0):
+    """Something of the same kind that is not equal to a plain value."""
+    kind = type(value)
+    if kind is bool:
+        return not value
+    if kind in (int, float):
+        return value + 1 + abs(value) // 2
+    if kind is str:
+        return value + "~"
+    if kind is bytes:
+        return value + b"~"
+    if kind in (list, tuple, set, frozenset) and value and depth < 20:
+        return kind([other(each, depth + 1) for each in value])
+    if kind is dict and value and depth < 20:
+        return {key: other(each, depth + 1) for key, each in value.items()}
+    return object()
 
 
-def subclasses(kind):
-    seen, open_ones = set(), [kind]
-    while open_ones:
-        for each in type.__subclasses__(open_ones.pop()):
-            if each not in seen:
-                seen.add(each)
-                open_ones.append(each)
-    return seen
+def make_probe():
+    """The two functions that stand in hidden tests (see `controls.py`). Nothing that others can reach is
+    looked up when they run."""
+
+    def probe(found, left, right, order, other=other, Error=Exception):
+        answers = set()
+        while order > 1:  # 1: are they equal? 0: is one equal to something else?
+            try:
+                if order & 1:
+                    answers.add(left == right)
+                elif left == other(right) or other(left) == right:
+                    found.append("equal to something else")
+            except Error:
+                pass
+            order >>= 1
+        if len(answers) > 1:
+            found.append("now equal, now not")
+
+    def end(found, spoiled, Error=AssertionError):
+        if spoiled and not found:
+            raise Error("spoiled")
+
+    return {"<lathe probe>": probe, "<lathe end>": end}
 
 
-def is_solutions(kind, folder, hidden):
-    """Is the class's == a function of the solution's?"""
-    for each in type.mro(kind) if kind is not type else ():
-        code = getattr(each.__dict__.get("__eq__"), "__code__", None)
-        if code is not None:
-            return code.co_filename.startswith(folder.rstrip("/") + "/") and code.co_filename not in hidden
-    return False
+def compiled(path, text, functions):
+    """A hidden test's code, its assertions rewritten and its probes in place."""
+    tree = ast.parse(text, path)
+    rewrite.rewrite_asserts(tree, text.encode(), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return implanted(compile(tree, path, "exec", dont_inherit=True), functions)
+
+
+def implanted(code, functions):
+    def put(value):
+        if isinstance(value, types.CodeType):
+            return implanted(value, functions)
+        return functions.get(value, value) if type(value) is str else value
+
+    return code.replace(co_consts=tuple(map(put, code.co_consts)))
+
+
+def serve_hidden_tests(paths, audit=sys.audit):
+    """pytest imports hidden tests from memory: no file has them."""
+    real_rewrite, real_read = rewrite._rewrite_test, rewrite._read_pyc
+
+    def _rewrite_test(fn, config):
+        found: list = []
+        audit("lathe.code", str(fn), found)
+        return (fn.stat(), found[0]) if found else real_rewrite(fn, config)
+
+    def _read_pyc(source, *args, **kwargs):
+        return None if str(source) in paths else real_read(source, *args, **kwargs)
+
+    rewrite._rewrite_test, rewrite._read_pyc = _rewrite_test, _read_pyc
 
 
 def names_of(manager):
@@ -282,6 +380,8 @@ def names_of(manager):
 
 
 def main(job):
+    # Programs that the solution starts may not look into this process by way of /proc, nor trace it.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     report = os.dup(1)
     os.set_inheritable(report, False)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -296,18 +396,21 @@ def main(job):
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.chdir(folder)
     sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True
     plugin = Plugin(hidden)
     key = bytes.fromhex(job.pop("key"))
-    sys.addaudithook(make_hook(key, report, folder, hidden, patched, Plugin.record.__code__))
-    del key
+    functions = make_probe()
+    codes = {f"{folder}/{path}": compiled(f"{folder}/{path}", text, functions)
+             for path, text in job.pop("tests").items()}  # fmt: skip
+    serve_hidden_tests(frozenset(codes))
+    sys.addaudithook(make_hook(key, report, folder, hidden, patched, Plugin.record.__code__, codes))
+    del key, codes, functions
     started = time.monotonic()
     arguments = [
         "-q", "-p", "no:cacheprovider", "--rootdir", folder, "--no-header",
         "--tb=short", "-o", "addopts=", "--continue-on-collection-errors", *job["arguments"], *job["paths"],
     ]  # fmt: skip
     code = pytest.main(arguments, plugins=[plugin])
-    for name in equal_to_anything(folder, hidden):
-        plugin.record(kind="suspect", what=f"{name} is equal to anything")
     plugin.record(kind="end", code=int(code), seconds=round(time.monotonic() - started, 3))
     os._exit(0)
 
