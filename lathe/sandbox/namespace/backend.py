@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lathe.errors import InfrastructureError, SandboxGone, UserError
+from lathe.sandbox import egress
 from lathe.sandbox.images import ImageStore
 from lathe.sandbox.namespace.cgroups import Cgroups, find_cgroups
 from lathe.sandbox.namespace.layers import delete
@@ -21,7 +22,7 @@ from lathe.sandbox.namespace.sandbox import NamespaceSandbox
 from lathe.sandbox.namespace.shard import Shard
 from lathe.sandbox.namespace.tree import receive_answer
 from lathe.sandbox.namespace.view import FIRST_UID, NUM_UIDS
-from lathe.sandbox.spec import SandboxSpec
+from lathe.sandbox.spec import Egress, SandboxSpec
 
 MAX_BOXES_PER_SHARD = 2000
 MAX_OWN_LAYERS = 40  # an overlay's options must fit a page of 4,096 bytes
@@ -85,6 +86,8 @@ class NamespaceBackend:
         on_host = self.images.on_host(spec.image)
         path = f"{self._venv(spec) or sys.prefix}/bin:{PATH}" if on_host else PATH
         env = {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
+        if isinstance(spec.network, Egress):
+            env |= egress.environment(spec.network)
         box = NamespaceSandbox(self, uuid.uuid4().hex[:12], spec, env)
         self._boxes[box.id] = box
         if warm:
@@ -124,9 +127,24 @@ class NamespaceBackend:
             shard.num_boxes -= 1
             raise InfrastructureError(f"a sandbox could not be made: {answer['fault']}")
         box.is_grouped = not self._cgroups.controllers
+        if isinstance(box.spec.network, Egress) and not box.gone:
+            try:
+                await self._open_egress(box, shard, box.spec.network)
+            except BaseException:
+                await self.cool(box, shard)
+                raise
         if box.gone:  # closed meanwhile
             await self.cool(box, shard)
         return shard
+
+    async def _open_egress(self, box: NamespaceSandbox, shard: Shard, network: Egress) -> None:
+        """Serve, from outside, the ports that a sandbox reaches this machine and its proxy by."""
+        proxy_port, local = egress.ports(network)
+        request: dict = {"op": "files", "name": box.id, "cwd": "/", "path": "its network"}
+        request |= {"what": "listen", "ports": [proxy_port, *local]}
+        listeners = await shard.talk(request, lambda end: egress.receive_listeners(end, len(local) + 1))
+        box.proxy = egress.EgressProxy(network)
+        await box.proxy.serve(listeners, proxy_port)
 
     async def _undo(self, making: asyncio.Future[dict], box: NamespaceSandbox, shard: Shard) -> None:
         """Nobody waits for this sandbox any more."""
@@ -164,6 +182,9 @@ class NamespaceBackend:
     async def cool(self, box: NamespaceSandbox, shard: Shard) -> None:
         """End a warm sandbox's processes and unmount it."""
         shard.num_boxes -= 1
+        if box.proxy is not None:
+            box.proxy.close()
+            box.proxy = None
         with contextlib.suppress(InfrastructureError, SandboxGone):  # with its spawner, it has ended, too
             await shard.ask({"op": "destroy", "name": box.id})
         if box.has_groups:
@@ -181,6 +202,8 @@ class NamespaceBackend:
         if self._boxes.pop(box.id, None) is None:
             return False
         box.gone = why
+        if box.proxy is not None:
+            box.proxy.close()
         if box.shard is not None:
             box.shard.num_boxes -= 1
         if (timer := self._timers.pop(box.id, None)) is not None:
@@ -330,6 +353,10 @@ class NamespaceBackend:
 
 def check(spec: SandboxSpec) -> None:
     """Raise UserError for what no sandbox can be made of."""
+    if isinstance(spec.network, Egress):
+        egress.parse(spec.network)
+    elif spec.network not in ("none", "loopback"):
+        raise UserError(f"a network is none, loopback or Egress, not {spec.network!r}")
     for what, path in [("workdir", spec.workdir), *(("a bind's path", bind.path) for bind in spec.binds)]:
         if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise UserError(f"{what} must be an absolute path inside the sandbox, not {path!r}")

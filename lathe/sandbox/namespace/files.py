@@ -27,6 +27,7 @@ def serve(request: dict[str, Any], end: socket.socket) -> None:
         "list": _list,
         "push": _push,
         "pull": _pull,
+        "listen": _listen,
     }
     try:
         os.chdir(request["cwd"])
@@ -35,6 +36,20 @@ def serve(request: dict[str, Any], end: socket.socket) -> None:
         report_error(end, error, request["path"])
     except ValueError as error:
         send_frame(end, {"refused": str(error)})
+
+
+def _listen(request: dict[str, Any], end: socket.socket) -> None:
+    """Listen at ports of the sandbox's own network, and hand the sockets out: no process of it has them."""
+    for port in request["ports"]:
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            try:
+                with socket.create_server((address, port), family=family, backlog=128) as listener:
+                    socket.send_fds(end, [str(port).encode()], [listener.fileno()])
+            except OSError:
+                if family == socket.AF_INET:
+                    raise
+                socket.send_fds(end, [b"-"], [])  # a kernel without IPv6
+            end.recv(1)  # one message at a time
 
 
 def _read(request: dict[str, Any], end: socket.socket) -> None:

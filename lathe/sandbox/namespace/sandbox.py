@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lathe.errors import InfrastructureError, SandboxGone, UserError
+from lathe.sandbox.egress import EgressProxy
 from lathe.sandbox.namespace.command import Command
 from lathe.sandbox.namespace.shell import NamespaceShell
 from lathe.sandbox.namespace.tree import (
@@ -57,6 +58,7 @@ class NamespaceSandbox:
         self.gone: str | None = None
         self.is_grouped = False  # commands may start: in control groups, or none are to be had
         self.has_groups = False
+        self.proxy: EgressProxy | None = None  # while it is warm, if its network is Egress
         self.last_used = time.monotonic()
         self.num_users = 0
         self.shells: set[NamespaceShell] = set()
