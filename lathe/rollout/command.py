@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ async def run_plan(
     Killed at any moment, it goes on there when it is called again. `state` is the folder of a pool that holds
     the tasks' images; None: one of its own, beside `out`. `on_begin` is told what was finished before.
     """
+    out = whole(out)
     with open_results(out, settings_of(plan, model, foreign)) as results:
         if plan.retry_invalid:
             await asyncio.to_thread(results.forget_invalid)
@@ -59,7 +61,7 @@ async def run_plan(
             score.add(done.task, done.verdict)
             on_done(done, score)
 
-        folder = state or results.folder / "pool"
+        folder = results.folder / "pool" if state is None else whole(state)
         if state is None:  # ours alone: what a killed process left there is nobody's
             await asyncio.to_thread(delete, str(folder / "boxes"))
         async with open_pool(backend, state=folder) as pool:
@@ -71,6 +73,11 @@ async def run_plan(
             await attempt_tasks(plan, model, pool, results, foreign=made, on_done=note, on_event=on_event)
         results.is_complete = True
     return score
+
+
+def whole(path: Path) -> Path:
+    """The path from the root: spawners work in another folder. A link stays one."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def settings_of(plan: Plan, model: Model, foreign: ForeignSetup | None) -> dict[str, Any]:

@@ -126,9 +126,12 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[Results]:
                 f"Another lathe attempt is writing {path}. Wait for it, or choose another --out."
             ) from None
         _check_settings(results.folder / "run.json", settings)
-        yield results
-        if results.is_complete:
-            shutil.rmtree(results.folder, ignore_errors=True)
+        try:
+            yield results
+        finally:
+            nothing_begun = not path.exists() and not any((results.folder / "attempts").iterdir())
+            if results.is_complete or nothing_begun:
+                shutil.rmtree(results.folder, ignore_errors=True)
     finally:
         os.close(lock)
 

@@ -88,8 +88,9 @@ def test_one_turn(pool, tmp_path):
     tasks = tmp_path / "tasks.jsonl"
     write_tasks(tasks, [word_task("apple", files={}, info={"answer_file": "words.py"})])
     with serve(ScriptedModel(answer=lambda prompt: f"```python\n{solution('apple')}```")) as url:
-        code, out, error = attempt(tasks, "--model", url, "--out", tmp_path / "out.jsonl", "--one-turn")
-    assert code == 0 and "100.0%" in out, error
+        process = start(tasks, "--model", url, "--out", "out.jsonl", "--one-turn", cwd=tmp_path)
+        out, error = process.communicate(timeout=100)
+    assert process.returncode == 0 and "100.0%" in out, error
     ((_, _, reward, _, info),) = rollouts(tmp_path / "out.jsonl").values()
     assert reward == 1.0 and info["patch"] == {"words.py": {"text": solution("apple")}}
 
@@ -141,3 +142,4 @@ def test_what_is_wrong_is_said(tmp_path, text, options, error):
     code, _, said = attempt(tasks, "--model", "http://127.0.0.1:9", "--out", tmp_path / "out.jsonl", *options)
     assert code in (1, 2) and "Traceback" not in said
     assert error in " ".join(said.split()), said
+    assert not list(tmp_path.glob("out.jsonl*")), "what did not begin leaves nothing"

@@ -190,8 +190,8 @@ def test_two_processes_never_write_one_file(tmp_path):
 
 def test_a_run_goes_on_with_the_settings_that_it_began_with(tmp_path):
     out = tmp_path / "out.jsonl"
-    with open_results(out, {"model": "a"}):
-        pass
+    with open_results(out, {"model": "a"}) as results:
+        results.state_path("apple", 1).touch()
     with (
         pytest.raises(UserError, match="another model \\('a', now 'b'\\)"),
         open_results(out, {"model": "b"}),
