@@ -59,6 +59,7 @@ async def open_pool(
     state: Path | None = None,
     num_shards: int | None = None,
     use_cgroups: bool = True,
+    images: ImageStore | None = None,
 ) -> AsyncIterator[Pool]:
     """A pool, until the block ends: then all of its sandboxes end.
 
@@ -66,12 +67,13 @@ async def open_pool(
     `num_shards` are processes that make sandboxes, at most 2,000 each; None: as many as there are cores, 8
     at most. `use_cgroups`: where it may, give each sandbox that runs commands control groups, which alone
     bound the memory of all its processes together. It takes some milliseconds at the first command.
+    `images` is a store that outlives the pool, None for one in `state`.
     """
     temporary = state is None
     folder = Path(tempfile.mkdtemp(prefix=f"lathe-pool-{os.getpid()}-")) if state is None else state
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        images = ImageStore(folder / "images")
+        images = images or ImageStore(folder / "images")
         await asyncio.to_thread(choose, backend)
         made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1), use_cgroups)
         try:
@@ -105,6 +107,7 @@ def open_pool_sync(
     state: Path | None = None,
     num_shards: int | None = None,
     use_cgroups: bool = True,
+    images: ImageStore | None = None,
 ) -> Iterator[Any]:
     """`open_pool` for code that has no event loop: `with open_pool_sync() as pool: box = pool.create()`.
 
@@ -113,7 +116,7 @@ def open_pool_sync(
     """
     loop = LoopThread()
     try:
-        context = open_pool(backend, state, num_shards, use_cgroups)
+        context = open_pool(backend, state, num_shards, use_cgroups, images)
         pool = loop.run(context.__aenter__())
         try:
             yield WithoutAwait(pool, loop)

@@ -85,7 +85,8 @@ class NamespaceBackend:
         check(spec)
         on_host = self.images.on_host(spec.image)
         path = f"{self._venv(spec) or sys.prefix}/bin:{PATH}" if on_host else PATH
-        env = {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
+        env = {"HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "dumb"}
+        env |= self.images.env(spec.image, path)
         if isinstance(spec.network, Egress):
             env |= egress.environment(spec.network)
         box = NamespaceSandbox(self, uuid.uuid4().hex[:12], spec, env)

@@ -71,7 +71,7 @@ def _subfolder(above: int, below: int, name: str, path: str, root: int, copied: 
         try:
             there = os.stat(name, dir_fd=below, follow_symlinks=False)
             if hides or not stat.S_ISDIR(there.st_mode):
-                _remove(below, name)
+                remove(below, name)
                 os.mkdir(name, 0o700, dir_fd=below)
         except FileNotFoundError:
             os.mkdir(name, 0o700, dir_fd=below)
@@ -88,7 +88,7 @@ def _other(
     above: int, below: int, name: str, status: os.stat_result, path: str, root: int, copied: Copied
 ) -> None:
     with contextlib.suppress(FileNotFoundError):
-        _remove(below, name)
+        remove(below, name)
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFLNK:
         os.symlink(os.readlink(name, dir_fd=above), name, dir_fd=below)
@@ -137,7 +137,7 @@ def _attributes(source: int, target: int) -> None:
             os.setxattr(target, name, os.getxattr(source, name))
 
 
-def _remove(folder: int, name: str) -> None:
+def remove(folder: int, name: str) -> None:
     """Remove an entry with all below it, also where its owner took its own rights away."""
     if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=folder)
@@ -150,7 +150,7 @@ def _remove(folder: int, name: str) -> None:
     try:
         os.fchmod(inner, 0o700)
         for each in os.listdir(inner):  # noqa: PTH208
-            _remove(inner, each)
+            remove(inner, each)
     finally:
         os.close(inner)
     os.rmdir(name, dir_fd=folder)
@@ -162,6 +162,6 @@ def delete(folder: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         fd = os.open(parent, READ | os.O_DIRECTORY)
         try:
-            _remove(fd, name)
+            remove(fd, name)
         finally:
             os.close(fd)
