@@ -152,6 +152,7 @@ def test_a_session_goes_on_and_forks(folder, place):
     assert new.token_ids[: len(old.token_ids)] == old.token_ids
 
 
+@pytest.mark.slow
 def test_any_encoding_of_the_terminal_will_do(folder, place):
     plain = {**environment(folder), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for output, said in (("text", b"Gr?? ?"), ("json", b"Gr\\u00fc\\u00df \\u2713")):

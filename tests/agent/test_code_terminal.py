@@ -164,6 +164,7 @@ def test_a_person_says_no_and_why(terminal, tmp_path, folder):
         screen.wait_for("There is no /nonsense")
 
 
+@pytest.mark.slow
 def test_typing_has_completion_history_and_lines(terminal, tmp_path, folder):
     with terminal("One.", "Two.") as screen:
         screen.wait_for("❯")
