@@ -6,12 +6,13 @@ machine at any step makes the verdict invalid: it says nothing of the attempt.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import posixpath
 import secrets
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -76,6 +77,21 @@ async def verify(task: Task, patch: Patch, pool: Pool) -> Verdict:
     }
     suspect = "; ".join(suspects) or None
     return Verdict(1.0 if is_solved(outcomes) and suspect is None else 0.0, evidence, suspect=suspect)
+
+
+async def verify_many(
+    attempts: Iterable[tuple[Task, Patch]], pool: Pool, *, concurrency: int = 8
+) -> list[Verdict]:
+    """The verdicts in the attempts' order, so many at once. When it is cancelled, no sandbox stays behind."""
+    turns = asyncio.Semaphore(concurrency)
+
+    async def one(task: Task, patch: Patch) -> Verdict:
+        async with turns:
+            return await verify(task, patch, pool)
+
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(one(task, patch)) for task, patch in attempts]
+    return [each.result() for each in running]
 
 
 async def judge(task: Task, patch: Patch, pool: Pool, run: Judge) -> tuple[Report, dict[str, str]]:

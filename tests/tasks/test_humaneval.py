@@ -1,30 +1,18 @@
 """The published solutions are right, and stubs are not."""
 
-import asyncio
-
 import pytest
 
 from lathe.tasks.humaneval import humaneval_problems, humaneval_solution, humaneval_task
-from lathe.tasks.verify import verify
+from lathe.tasks.verify import verify_many
 
 # With helpers from the prompt, floats, strings, sets, errors, lists changed in place, big numbers, None.
 SAMPLE = {0, 1, 4, 10, 15, 22, 26, 32, 34, 38, 50, 53, 60, 76, 95, 105, 127, 137, 155, 163}
 
 
 async def judge(pool, problems, body=None):
-    turns = asyncio.Semaphore(4)
-
-    async def one(problem):
-        async with turns:
-            return await verify(humaneval_task(problem), humaneval_solution(problem, body), pool)
-
-    return dict(
-        zip(
-            [problem["task_id"] for problem in problems],
-            await asyncio.gather(*map(one, problems)),
-            strict=True,
-        )
-    )
+    attempts = [(humaneval_task(problem), humaneval_solution(problem, body)) for problem in problems]
+    verdicts = await verify_many(attempts, pool, concurrency=4)
+    return dict(zip([problem["task_id"] for problem in problems], verdicts, strict=True))
 
 
 @pytest.mark.parametrize("part", ["sample", pytest.param("all", marks=pytest.mark.slow)])

@@ -1,14 +1,17 @@
 """A verdict says what the tests saw, or that nobody can say."""
 
+import asyncio
+import contextlib
 import dataclasses
 
 import pytest
 from cheats import PYTEST_TASK, PYTHON_TASK, RIGHT, STDIO_TASK, WRONG
 
+from lathe.errors import SandboxGone
 from lathe.sandbox.pool import open_pool
 from lathe.tasks.patch import Patch
 from lathe.tasks.reports import names_of_tests
-from lathe.tasks.verify import deciding_tests, verify
+from lathe.tasks.verify import deciding_tests, verify, verify_many
 from lathe.testing import FaultyPool
 from lathe.types import HiddenTests, Limits, Task
 
@@ -198,3 +201,35 @@ def test_names_of_tests():
     assert deciding_tests(STDIO_TASK) == ["case 1", "case 2"]
     whole = Task("w", "", HiddenTests(report="python", files={"test_w.py": "import solution\n"}))
     assert deciding_tests(whole) == ["test_w.py"]
+
+
+async def test_many_at_once_stand_in_their_order_and_leave_nothing_when_cancelled(pool):
+    attempts = [(PYTHON_TASK, patch) for patch in (GOOD, BAD) * 3]
+    verdicts = await verify_many(attempts, pool, concurrency=3)
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0] * 3
+
+    class Watched(FaultyPool):
+        boxes: list = []
+        begun = asyncio.Event()
+
+        def check(self, name):
+            super().check(name)
+            if self.num_calls == 6:
+                self.begun.set()
+
+        async def create(self, spec=None):
+            self.boxes.append(await super().create(spec))
+            return self.boxes[-1]
+
+    watched = Watched(pool, lambda name: False)
+    slow = Patch.of({"solution.py": "import time\n\n\ndef add(a, b):\n    time.sleep(600)\n"})
+    running = asyncio.create_task(verify_many([(PYTHON_TASK, slow)] * 5, watched, concurrency=2))
+    await watched.begun.wait()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    assert running.cancelled()
+    assert len(watched.boxes) == 2, "the others had not begun"
+    for box in watched.boxes:
+        with pytest.raises(SandboxGone):
+            await box.exec(["true"])

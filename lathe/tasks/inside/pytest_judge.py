@@ -126,6 +126,8 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code, codes):
     def hook(event, args):
         if event not in events or (event == "object.__getattr__" and args[1] not in READS):
             return
+        if event == "object.__getattr__" and args[1] == "__code__" and not is_hidden_test(args[0]):
+            return  # most of all events: the judge compares thousands of functions
         here = get_ident()
         if here in looking:  # caller() reads tb_frame, which is an event itself
             return
@@ -140,7 +142,7 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code, codes):
             if args[1] != "__code__":
                 if asked_by_solution(LOOKERS) or walks_traceback():
                     accuse(f"the solution reads {args[1]}")
-            elif is_hidden_test(args[0]) and solution_is_running():
+            elif solution_is_running():
                 accuse("the solution reads a hidden test's code")
         elif event == "lathe.code":
             if solution_is_running():
