@@ -25,15 +25,16 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def open_coder(tmp_path, folder):
+async def open_coder(tmp_path, folder):
     """A coder on these replies. No sandbox: what is tested here is around it."""
     store = SessionStore(tmp_path / "state", folder)
+    workplace = Workplace(PlaceConfig(folder, is_sandboxed=False))
 
     def open_one(*replies, mode="yolo", session=None, ask=None, warn=print, **model_options):
         model = ScriptedModel(*replies, **model_options)
         return Coder(
             model,
-            Workplace(PlaceConfig(folder, is_sandboxed=False)),
+            workplace,
             session or store.create("scripted"),
             Shadow(folder, tmp_path / "state" / "shadow"),
             Approvals(mode),
@@ -43,7 +44,8 @@ def open_coder(tmp_path, folder):
         )
 
     open_one.store = store
-    return open_one
+    async with workplace:
+        yield open_one
 
 
 async def test_a_mentioned_file_is_shown(open_coder):
