@@ -23,6 +23,7 @@ test: .venv/installed-dev
 check: test
 
 test-slow: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,cluster]"
 	$(BIN)/pytest -m slow --timeout 1200
 
 test-clients: .venv/installed-dev

@@ -453,6 +453,9 @@ def attempt(
     state: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The pool's folder, where the tasks' images are.")
     ] = None,
+    fleet: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Have the sandboxes on a Ray cluster's machines.")
+    ] = None,
     max_context: MaxContext = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -488,6 +491,8 @@ def attempt(
         )
     if backend not in get_args(BackendName):
         raise UserError(f"{backend} is no backend: choose one of {', '.join(get_args(BackendName))}.")
+    if fleet is not None and agent is not None:
+        raise UserError("--fleet and --agent exclude each other: another agent must reach the server here.")
     known = list(read_tasks(tasks))
     if not known:
         raise UserError(f"{tasks} holds no task.")
@@ -558,8 +563,8 @@ def attempt(
                     show()
 
             score = await run_plan(
-                plan, asked, out, backend=kind, state=state, foreign=foreign, on_begin=begin, on_done=done,
-                on_event=hear,
+                plan, asked, out, backend=kind, state=state, fleet=fleet, foreign=foreign, on_begin=begin,
+                on_done=done, on_event=hear,
             )  # fmt: skip
         passes = {k: score.pass_at(k) for k in sorted({1, attempts})}
         show_summary(tally, passes, score.reasons, score.num_suspect, stdout())
@@ -663,6 +668,25 @@ def show(
     out, tokenizer_of = stdout(), tokenizers(model)
     for rollout in read_rollouts(path):
         show_rollout(rollout, tokenizer_of(rollout.model), out, Detail(full, ids, logprobs))
+
+
+@app.command("fleet")
+def show_fleet(
+    address: Annotated[str, typer.Argument(help="The Ray cluster: HOST:PORT, or auto.")] = "auto",
+) -> None:
+    """Show the machines of a Ray cluster that can hold sandboxes, for `lathe attempt --fleet`."""
+    import asyncio
+
+    from lathe.sandbox.fleet.fleet import open_fleet
+    from lathe.terminal.fleet import fleet_table
+
+    async def look() -> None:
+        with stderr().status("Opening a pool on each machine …"):
+            async with open_fleet(address) as opened:
+                table = fleet_table(opened.nodes)
+        stdout().print(table)
+
+    asyncio.run(look())
 
 
 def load(

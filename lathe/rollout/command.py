@@ -18,6 +18,7 @@ from lathe.rollout.many import Foreign, Plan, attempt_tasks, scored
 from lathe.rollout.passes import Score
 from lathe.rollout.relay import App
 from lathe.rollout.results import open_results
+from lathe.sandbox.fleet.fleet import open_fleet
 from lathe.sandbox.namespace.layers import delete
 from lathe.sandbox.pool import BackendName, open_pool
 from lathe.tasks.store import task_digest
@@ -39,6 +40,7 @@ async def run_plan(
     *,
     backend: BackendName = "auto",
     state: Path | None = None,
+    fleet: str | None = None,
     foreign: ForeignSetup | None = None,
     on_begin: Callable[[Score], None] = lambda score: None,
     on_done: Callable[[Rollout, Score], None] = lambda rollout, score: None,
@@ -47,7 +49,8 @@ async def run_plan(
     """Make the attempts of a plan that the file `out` doesn't have yet, and say what all of them came to.
 
     Killed at any moment, it goes on there when it is called again. `state` is the folder of a pool that holds
-    the tasks' images; None: one of its own, beside `out`. `on_begin` is told what was finished before.
+    the tasks' images; None: one of its own, beside `out`. `fleet` is the address of a Ray cluster, on whose
+    machines the sandboxes are then. `on_begin` is told what was finished before.
     """
     out = whole(out)
     with open_results(out, settings_of(plan, model, foreign)) as results:
@@ -64,7 +67,10 @@ async def run_plan(
         folder = results.folder / "pool" if state is None else whole(state)
         if state is None:  # ours alone: what a killed process left there is nobody's
             await asyncio.to_thread(delete, str(folder / "boxes"))
-        async with open_pool(backend, state=folder) as pool:
+        context: Any = open_pool(backend, state=folder)
+        if fleet is not None:
+            context = open_fleet(fleet, backend=backend, images=folder / "images")
+        async with context as pool:
             made = None
             if foreign is not None:
                 records = results.folder / "records"

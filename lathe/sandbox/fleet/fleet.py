@@ -292,15 +292,15 @@ async def open_fleet(
     address: str = "auto",
     *,
     backend: BackendName = "auto",
-    state: Path | None = None,
+    images: Path | None = None,
     num_shards: int | None = None,
     lease_s: float = LEASE_S,
 ) -> AsyncIterator[Fleet]:
     """A fleet on the Ray cluster at `address`: an agent on each of its machines, until the block ends.
 
-    `state`, `backend` and `num_shards` are the pools' on those machines; the state's `images` here are those
-    that the fleet can bring there. A sandbox ends `lease_s` after this process was last heard of. Raises
-    UserError when there is no cluster, or none of its machines can hold sandboxes.
+    `backend` and `num_shards` are the pools' on those machines. `images` is the folder of an ImageStore here,
+    from which the fleet brings them what they need. A sandbox ends `lease_s` after this process was last
+    heard of. Raises UserError when there is no cluster, or none of its machines can hold sandboxes.
     """
     try:
         import ray
@@ -325,14 +325,14 @@ async def open_fleet(
     refused: list[str] = []
     looking: asyncio.Task[None] | None = None
     with tempfile.TemporaryDirectory() as folder:
-        fleet = Fleet(nodes, ImageStore(state / "images" if state else Path(folder)), lost)
+        fleet = Fleet(nodes, ImageStore(images or Path(folder)), lost)
         try:
             for each in ray.nodes():
                 if not each["Alive"]:
                     continue
                 where = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
                 agent = actor.options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=where).remote(
-                    backend, str(state) if state else None, num_shards, lease_s
+                    backend, num_shards, lease_s
                 )
                 node = Node(each["NodeID"], agent, NodeStats(each["NodeManagerHostname"], 1, 0.0, 0, 0))
                 try:

@@ -56,8 +56,8 @@ class _Held:
 class NodeAgent:
     """The agent. All calls come from a fleet; errors travel back as they are."""
 
-    def __init__(self, backend: BackendName, state: str | None, num_shards: int | None, lease_s: float):
-        self._asked = (backend, Path(state) if state else None, num_shards)
+    def __init__(self, backend: BackendName, num_shards: int | None, lease_s: float):
+        self._asked = (backend, num_shards)
         self._lease_s = lease_s
         self._stack = AsyncExitStack()
         self._pool: Pool | None = None
@@ -69,8 +69,9 @@ class NodeAgent:
         """Open the pool, once. Raises what the pool raises where the machine refuses sandboxes."""
         async with self._opening:
             if self._pool is None:
-                backend, state, num_shards = self._asked
-                self._pool = await self._stack.enter_async_context(open_pool(backend, state, num_shards))
+                backend, num_shards = self._asked
+                context = open_pool(backend, num_shards=num_shards)
+                self._pool = await self._stack.enter_async_context(context)
                 self._reaper = asyncio.create_task(self._reap())
         return await self.stats()
 
