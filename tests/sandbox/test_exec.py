@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lathe.errors import CommandFailed, CommandTimedOut, SandboxGone, UserError
+from lathe.errors import CommandFailed, CommandTimedOut, InfrastructureError, SandboxGone, UserError
 
 
 async def test_a_command_says_what_became_of_it(pool):
@@ -153,3 +153,10 @@ async def test_a_file_that_is_no_program_is_not_executable(pool):
     assert (
         await box.exec(["script", "a b"], env={"PATH": "/nowhere:/work:/bin"})
     ).stdout == "/work/script a b\n"
+
+
+async def test_a_path_of_a_hundred_thousand_folders_ends_nobody(pool):
+    box = await pool.create()
+    with pytest.raises(InfrastructureError, match="too long"):
+        await box.exec(["true"], env={"PATH": ":" * 100_000})
+    assert (await box.exec(["echo", "fine"])).stdout == "fine\n"

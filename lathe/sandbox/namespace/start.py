@@ -192,6 +192,7 @@ class Starter:
         """Write the table. An error in one of the first, or in `chdir`, ends it; one of `execve` tries the
         next."""
         table = self._cursor
+        self._check_room(64 * len(calls))
         end = self._base + table + 64 * (len(calls) - 1)
         for place, (name, *arguments) in enumerate(calls):
             after = self._base + table + 64 * (place + 1) if place > num_sure else end
@@ -199,11 +200,16 @@ class Starter:
             ENTRY.pack_into(self._arena, table + 64 * place, NUMBERS[name], *padded, after)
         return table
 
+    def _check_room(self, num_bytes: int) -> None:
+        if self._cursor + num_bytes > ARENA_BYTES:
+            raise OSError(errno.E2BIG, "arguments, environment or PATH are too long")
+
     def _text(self, text: str) -> int:
         return self._put(os.fsencode(text) + b"\0")
 
     def _put(self, data: bytes) -> int:
         """Keep some bytes until the next start. Their address."""
+        self._check_room(len(data))
         place = self._cursor
         self._arena[place : place + len(data)] = data
         self._cursor += len(data) + -len(data) % 8
