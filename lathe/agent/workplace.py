@@ -75,7 +75,8 @@ class Workplace:
         """The sandbox of this project. `read_only`: another one, in which nothing of the project changes."""
         if not self.config.is_sandboxed:
             read_only = False  # nothing could keep it
-            self._boxes.setdefault(False, Host(self.config.folder))
+            if False not in self._boxes:
+                self._boxes[False] = Host(self.config.folder)
         if read_only not in self._boxes:
             try:
                 pool = await self._open_pool()

@@ -1,6 +1,7 @@
 """A session at work, without a terminal around it."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from scripts import call
@@ -22,6 +23,10 @@ def folder(tmp_path):
     folder.mkdir()
     (folder / "a.py").write_text("one = 1\n")
     return folder
+
+
+def is_there(path: str) -> bool:
+    return Path(path).exists()
 
 
 @pytest.fixture
@@ -46,6 +51,10 @@ async def open_coder(tmp_path, folder):
     open_one.store = store
     async with workplace:
         yield open_one
+        kept = (await workplace.sandbox()).kept
+    assert not is_there(kept)
+    assert await workplace.sandbox() is await workplace.sandbox()
+    await workplace.forget()
 
 
 async def test_a_mentioned_file_is_shown(open_coder):
