@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from lathe.errors import BackendRefused, UserError
 from lathe.sandbox.images import ImageStore
+from lathe.sandbox.landlock.backend import LandlockBackend
 from lathe.sandbox.namespace.backend import NamespaceBackend
 from lathe.sandbox.probe import BACKENDS, probe
 from lathe.sandbox.spec import SandboxSpec
@@ -20,7 +22,7 @@ from lathe.sandbox.sync import LoopThread, WithoutAwait
 from lathe.types import Sandbox
 
 BackendName = Literal["auto", "namespace", "landlock", "docker"]
-BUILT = ("auto", "namespace")
+BUILT = ("auto", "namespace", "landlock")
 
 
 class Backend(Protocol):
@@ -74,8 +76,12 @@ async def open_pool(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         images = images or ImageStore(folder / "images")
-        await asyncio.to_thread(choose, backend)
-        made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1), use_cgroups)
+        chosen = await asyncio.to_thread(choose, backend)
+        made: NamespaceBackend | LandlockBackend
+        if chosen == "landlock":
+            made = LandlockBackend(folder, images)
+        else:
+            made = NamespaceBackend(folder, images, num_shards or min(8, os.cpu_count() or 1), use_cgroups)
         try:
             await made.start()
             yield Pool(made, images)
@@ -95,6 +101,9 @@ def choose(backend: str) -> str:
         found.check(backend)
         return backend
     taken = found.auto
+    if taken == "landlock":
+        why = found.why("namespace")
+        logging.getLogger(__name__).warning("sandboxes are made by landlock, which isolates less: %s", why)
     if taken is None:
         why = " ".join(f"{each}: {found.why(each)}." for each in BACKENDS)
         raise BackendRefused(f"this machine refuses sandboxes of every kind. {why}")

@@ -29,7 +29,7 @@ NEEDS = {
     "docker": ("docker engine",),
 }
 # In the order in which `auto` takes them.
-BACKENDS = ("namespace",)
+BACKENDS = ("namespace", "landlock")
 HELP = {
     "user namespace": (
         "allow them: sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone, AppArmor's "
@@ -74,9 +74,12 @@ class Probe:
 
     def why(self, backend: str) -> str:
         """What stands against a backend, in words, with what would help. Empty where nothing does."""
+        missing = self.refused(backend)
+        if any(each.name == "user namespace" for each in missing):  # without it no other can be made
+            missing = [each for each in missing if each.name in ("user namespace", "seccomp")]
         return "; ".join(
             f"{each.name}: {each.detail}" + (f" ({HELP[each.name]})" if each.name in HELP else "")
-            for each in self.refused(backend)
+            for each in missing
         )
 
     def check(self, backend: str) -> None:
