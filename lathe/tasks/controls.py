@@ -14,12 +14,11 @@ import secrets
 from collections.abc import Iterator, Sequence
 
 # The judge puts functions of its own in the place of these constants: no name leads to them.
-PROBE, END = "<lathe probe>", "<lathe end>"
+PROBE, END, EQUAL, WITHIN = "<lathe probe>", "<lathe end>", "<lathe equal>", "<lathe within>"
 NUM_QUESTIONS = 6
 ASSERTIONS = frozenset(
-    {"assertEqual", "assertListEqual", "assertDictEqual", "assertTupleEqual", "assertSetEqual",
-     "assertSequenceEqual", "assertMultiLineEqual", "assertCountEqual"}
-)  # fmt: skip
+    {"assertEqual", "assertListEqual", "assertDictEqual", "assertTupleEqual", "assertSetEqual"}
+)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -41,7 +40,10 @@ def with_controls(text: str, *, spoiled: bool) -> str:
     """The tests of a file with probes in them, spoiled or not."""
     tree = ast.parse(text)
     # A test may itself expect what equals anything.
-    has_wildcards = any(getattr(node, "id", getattr(node, "attr", None)) == "ANY" for node in ast.walk(tree))
+    has_wildcards = any(
+        "ANY" in (getattr(node, "id", ""), getattr(node, "attr", "")) or getattr(node, "name", "") == "__eq__"
+        for node in ast.walk(tree)
+    )
     for _, function in tests_of(tree):
         inserter = Inserter(has_wildcards)
         body = [statement for each in function.body for statement in inserter.statements(each)]
@@ -67,8 +69,8 @@ class Inserter(ast.NodeTransformer):
         match node.test:
             case ast.Compare(left, [ast.Eq()], [right]):
                 test = ast.Compare(_load(self.left), [ast.Eq()], [_load(self.right)])
-                return self._probed(left, right, ast.Assert(test, node.msg))
-        return [node]
+                return self._probed(self.visit(left), self.visit(right), ast.Assert(test, node.msg))
+        return [ast.Assert(self.visit(node.test), node.msg)]
 
     def visit_Expr(self, node: ast.Expr) -> list[ast.stmt]:
         match node.value:
@@ -76,18 +78,35 @@ class Inserter(ast.NodeTransformer):
                 name in ASSERTIONS and not any(isinstance(each, ast.Starred) for each in (left, right))
             ):
                 call = ast.Call(function, [_load(self.left), _load(self.right), *others], keywords)
-                return self._probed(left, right, ast.Expr(call))
-        return [node]
+                return self._probed(self.visit(left), self.visit(right), ast.Expr(call))
+        return [ast.Expr(self.visit(node.value))]
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        """Within other expressions a comparison is made by the judge, which asks more."""
+        self.generic_visit(node)
+        match node:
+            case ast.Compare(left, [(ast.Eq() | ast.In()) as how], [right]) if not self._has_wildcards:
+                name = EQUAL if isinstance(how, ast.Eq) else WITHIN
+                return ast.Call(ast.Constant(name), [_load(self.found), left, right, self._order()], [])
+        return node
+
+    def _order(self) -> ast.expr:
+        """Both questions, equally often, in no order that a value can count on which says now yes, now no."""
+        places = secrets.SystemRandom().sample(range(NUM_QUESTIONS), NUM_QUESTIONS // 2)
+        return ast.Constant(sum(1 << place for place in places) | 1 << NUM_QUESTIONS)
 
     def _probed(self, left: ast.expr, right: ast.expr, then: ast.stmt) -> list[ast.stmt]:
         values = [_assign(self.left, left), _assign(self.right, right)]
         if self._has_wildcards:
             return [*values, then]
-        # Both questions are asked in an order that a value can't count on which says now yes, now no.
-        order = secrets.randbits(NUM_QUESTIONS) | 1 << NUM_QUESTIONS
         names = [_load(each) for each in (self.found, self.left, self.right)]
-        probe = _call(PROBE, [*names, ast.Constant(order)])
-        return [*values, *([probe, then] if secrets.randbits(1) else [then, probe])]
+        is_first = secrets.randbits(1)
+        known = [] if is_first else [ast.Constant(True)]  # behind the assertion, they are equal
+        probe = _call(PROBE, [*names, self._order(), *known])
+        return [*values, *([probe, then] if is_first else [then, probe])]
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.JoinedStr:
+        return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         return node

@@ -89,6 +89,40 @@ async def test_what_equals_everything_is_named_with_its_tests(pool):
         assert f"{name} passes whatever it asks" in (verdict.suspect or ""), verdict
 
 
+COMPARED = """
+from solution import add
+
+
+def test_and():
+    assert add(1, 2) == 3 and add(2, 2) == 4
+
+
+def test_all():
+    assert all(add(a, b) == total for a, b, total in [(1, 2, 3), (0, 0, 0)])
+
+
+def test_if():
+    if add(1, 2) == 3:
+        return
+    raise AssertionError
+
+
+def test_in():
+    assert add(1, 2) in (3, 4)
+    assert 3 in [add(1, 2)]
+"""
+
+
+async def test_comparisons_within_expressions_have_probes(pool):
+    task = Task("compared", "", HiddenTests(files={"test_compared.py": COMPARED}))
+    verdict = await verify(task, Patch.of({"solution.py": RIGHT["the sum"]}), pool)
+    assert (verdict.reward, verdict.suspect) == (1.0, None), verdict
+    yes = YES + "\n\ndef add(a, b):\n    return Yes()\n"
+    verdict = await verify(task, Patch.of({"solution.py": yes}), pool)
+    for name in ("and", "all", "if", "in"):
+        assert f"test_{name} passes whatever it asks" in (verdict.suspect or ""), verdict
+
+
 def test_probes_stand_in_tests_alone():
     text = "def helper():\n    assert 1 == 1\n\n\ndef test_it():\n    assert 1 == 1, 'no'\n    assert 2\n"
     made = controls.with_controls(text, spoiled=True)
@@ -97,6 +131,16 @@ def test_probes_stand_in_tests_alone():
     assert ast.unparse(test).count(controls.PROBE) == 1
     assert ast.unparse(test).count(controls.END) == 1
     assert [name for name, _ in controls.tests_of(ast.parse(made))] == ["test_it"]
+
+
+def test_each_probe_asks_both_questions():
+    text = "def test_it():\n    assert 1 == 1\n"
+    for _ in range(200):
+        made = ast.walk(ast.parse(controls.with_controls(text, spoiled=True)))
+        (order,) = [
+            node.value for node in made if isinstance(getattr(node, "value", None), int) and node.value > 1
+        ]
+        assert 64 < order < 128 and bin(order).count("1") == 4
 
 
 def test_the_two_runs_differ_in_a_constant_alone():

@@ -320,11 +320,11 @@ def other(value, depth=0):
 
 
 def make_probe():
-    """The two functions that stand in hidden tests (see `controls.py`). Nothing that others can reach is
+    """The functions that stand in hidden tests (see `controls.py`). Nothing that others can reach is
     looked up when they run."""
 
-    def probe(found, left, right, order, other=other, Error=Exception):
-        answers = set()
+    def probe(found, left, right, order, *known, other=other, Error=Exception):
+        answers = set(known)
         while order > 1:  # 1: are they equal? 0: is one equal to something else?
             try:
                 if order & 1:
@@ -341,7 +341,24 @@ def make_probe():
         if spoiled and not found:
             raise Error("spoiled")
 
-    return {"<lathe probe>": probe, "<lathe end>": end}
+    def equal(found, left, right, order):
+        if order & 1:
+            probe(found, left, right, order)
+            return left == right
+        result = left == right
+        probe(found, left, right, order, *([result] if result is True or result is False else []))
+        return result
+
+    def within(found, left, right, order, plain=(list, tuple, set, frozenset), Error=Exception):
+        result = left in right
+        try:
+            if left == object() or (type(right) in plain and object() in right):
+                found.append("equal to something else")
+        except Error:
+            pass
+        return result
+
+    return {"<lathe probe>": probe, "<lathe end>": end, "<lathe equal>": equal, "<lathe within>": within}
 
 
 def compiled(path, text, functions):
