@@ -61,7 +61,8 @@ async def harness_rollout(
     `app` is a server of the model `model` that records into `records`. The agent reaches it, and nothing
     else, by a port of its sandbox's own; its requests are recorded under a name that it can't choose. Its
     records are taken out of `records`. The verdict is invalid, with its reason, when the machine failed, the
-    server's last answer was an error of its own, or the agent never spoke with the model.
+    server's last answer was an error of its own, or the agent never spoke with the model or failed while it
+    waited for a reply.
     """
     session = f"{task.id}-{uuid.uuid4().hex}"
     course = Course(task, model)
@@ -145,6 +146,9 @@ def _fault(course: Course, ended: ExecResult, answers: list[int]) -> Verdict | N
     last = (ended.stderr.strip() or ended.stdout.strip())[-1000:]
     if answers and answers[-1] >= 500:
         return Verdict(reason=f"model: the server answered {answers[-1]}; the agent ended with {last}")
+    replies = [segment for each in course.trajectories for segment in each.segments]
+    if ended.exit_code and not ended.timed_out and replies and replies[-1].finish_reason == "abort":
+        return Verdict(reason=f"model: the agent gave up waiting for a reply, and ended with {last}")
     if not course.trajectories:
         return Verdict(
             reason=f"agent: it never spoke with the model, and ended with exit code {ended.exit_code}: {last}"

@@ -89,6 +89,18 @@ async def test_a_server_that_fails_is_no_wrong_answer(pool, tmp_path):
     assert not done.verdict.valid and "500" in done.verdict.reason, done.verdict
 
 
+async def test_an_agent_that_gives_up_waiting_for_the_model_is_no_wrong_answer(pool, tmp_path):
+    code = (
+        "import httpx, os; httpx.post(os.environ['OPENAI_BASE_URL'] + '/chat/completions', timeout=2.0, "
+        "json={'model': 'scripted', 'messages': [{'role': 'user', 'content': 'hi'}]})"
+    )
+    app = create_app(ScriptedModel("a long reply" * 100, delay_s=0.05), record=tmp_path)
+    agent = ForeignAgent(("python3", "-c", code, "{prompt}"), timeout_s=60.0)
+    done = await harness_rollout(word_task("apple"), agent, app, tmp_path, pool, model="scripted")
+    assert not done.verdict.valid and "gave up waiting" in done.verdict.reason, done.verdict
+    assert done.trajectories[0].segments[-1].finish_reason == "abort"
+
+
 @pytest.mark.slow
 async def test_an_agent_that_takes_too_long_is_judged_by_what_it_did(pool, tmp_path):
     slow = ForeignAgent(
