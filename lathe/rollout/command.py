@@ -19,6 +19,7 @@ from lathe.rollout.passes import Score
 from lathe.rollout.relay import App
 from lathe.rollout.results import open_results
 from lathe.sandbox.fleet.fleet import open_fleet
+from lathe.sandbox.images import ImageStore, default_root
 from lathe.sandbox.namespace.layers import delete
 from lathe.sandbox.pool import BackendName, open_pool
 from lathe.tasks.store import task_digest
@@ -49,8 +50,8 @@ async def run_plan(
     """Make the attempts of a plan that the file `out` doesn't have yet, and say what all of them came to.
 
     Killed at any moment, it goes on there when it is called again. `state` is the folder of a pool that holds
-    the tasks' images; None: one of its own, beside `out`. `fleet` is the address of a Ray cluster, on whose
-    machines the sandboxes are then. `on_begin` is told what was finished before.
+    the tasks' images; None: one beside `out`, and the images of this machine's user. `fleet` is the address
+    of a Ray cluster, on whose machines the sandboxes are then. `on_begin` is told what was finished before.
     """
     out = whole(out)
     with open_results(out, settings_of(plan, model, foreign)) as results:
@@ -67,9 +68,11 @@ async def run_plan(
         folder = results.folder / "pool" if state is None else whole(state)
         if state is None:  # ours alone: what a killed process left there is nobody's
             await asyncio.to_thread(delete, str(folder / "boxes"))
-        context: Any = open_pool(backend, state=folder)
+        has_images = any(task.image is not None for task in plan.tasks)
+        images = default_root() if state is None and has_images else folder / "images"
+        context: Any = open_pool(backend, state=folder, images=ImageStore(images))
         if fleet is not None:
-            context = open_fleet(fleet, backend=backend, images=folder / "images")
+            context = open_fleet(fleet, backend=backend, images=images)
         async with context as pool:
             made = None
             if foreign is not None:

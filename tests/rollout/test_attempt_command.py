@@ -14,7 +14,7 @@ from lathe.jsonl import read_rollouts
 from lathe.tasks.store import write_tasks
 from lathe.testing import ScriptedModel
 
-WORDS = ("apple", "birch", "cedar")
+WORDS = ("apple", "birch")
 GOOD = '{"id": "a", "prompt": "p", "tests": {"files": {"test_a.py": "def test_a(): pass"}}}\n'
 
 
@@ -49,7 +49,7 @@ def rollouts(path: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("turns", "moments"),
-    [(4, (2, 9)), pytest.param(8, range(1, 48, 3), marks=[pytest.mark.slow, pytest.mark.timeout(500)])],
+    [(4, (2, 9)), pytest.param(8, range(1, 32, 3), marks=[pytest.mark.slow, pytest.mark.timeout(500)])],
     ids=["twice", "again and again"],
 )
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tasks, tmp_path, turns, moments):
@@ -60,9 +60,9 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tasks, tmp_path, turns, mo
         options = (tasks, "--model", url, "--concurrency", 2, "--attempts", 2)
         code, out, error = attempt(*options, "--out", whole)
         assert code == 0, error
-        assert "pass@1" in out and "100.0%" in out and "6" in out
+        assert "pass@1" in out and "100.0%" in out
         expected = rollouts(whole)
-        assert len(expected) == 6
+        assert len(expected) == 4
         num_asked = len(model.engine.prompts)
         for moment in moments:
             enough = len(model.engine.prompts) + moment
@@ -95,6 +95,7 @@ def test_one_turn(pool, tmp_path):
     assert reward == 1.0 and info["patch"] == {"words.py": {"text": solution("apple")}}
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_makes_attempts_invalid_and_the_run_goes_on(tasks, tmp_path):
     model = ScriptedModel(answer=solver())
     out = tmp_path / "out.jsonl"
