@@ -91,7 +91,7 @@ class Probe:
 
 
 def probe() -> Probe:
-    """Try everything. Takes about a tenth of a second; needs no rights."""
+    """Try everything. Takes about a fifth of a second; needs no rights."""
     found = [*tried_in_child(), *control_groups(), docker_engine(), bubblewrap(), ray(), *resources()]
     return Probe(tuple(found))
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lathe.sandbox.probe import BACKENDS, NEEDS, Probe, probe
+from lathe.sandbox.probe import BACKENDS, Probe, probe
 
 CPU_FEATURES = (
     "avx2",
@@ -40,7 +40,7 @@ class Health:
     def to_json(self) -> str:
         backends = {
             name: {"works": not self.sandboxes.refused(name), "why_not": self.sandboxes.why(name)}
-            for name in NEEDS
+            for name in BACKENDS
         }
         return json.dumps(
             {

@@ -241,3 +241,17 @@ async def test_an_image_of_a_folder(pool, tmp_path):
     assert (await (await box.fork()).exec("ls")).stdout == ""
     again = await pool.create(SandboxSpec(image=await box.snapshot()))
     assert (await again.exec("ls")).stdout == ""
+
+
+async def test_a_landlock_sandbox_whose_keeper_is_killed_is_gone(landlock):
+    box = await landlock.create()
+    running = asyncio.create_task(box.exec("sleep 1000 & echo $PPID; wait"))
+    process = await box.start("echo $PPID; sleep 1000")
+    async with asyncio.timeout(60):
+        while not process.output()[0]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    os.kill(int(process.output()[0]), 9)
+    with pytest.raises(SandboxGone):
+        await running
+    with pytest.raises(SandboxGone):
+        await box.read("file")

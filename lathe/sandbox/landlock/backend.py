@@ -39,8 +39,15 @@ FOLDERS = ("work", "home", "tmp")
 class Link(Shard):
     """The pool's side of one keeper."""
 
-    def __init__(self, end: socket.socket, name: str, on_death: Callable[[str], None]):
+    def __init__(
+        self,
+        end: socket.socket,
+        name: str,
+        on_death: Callable[[str], None],
+        is_infrastructure: Callable[[], bool],
+    ):
         super().__init__(on_death)
+        self._is_infrastructure = is_infrastructure  # whether its end is the machine's fault
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._end = end
@@ -54,9 +61,17 @@ class Link(Shard):
         """The keeper ends with its socket, and with it all that it started."""
         self._die("the sandbox sleeps or has ended")
 
-    def _last_words(self) -> str:
+    def _die(self, why: str) -> None:
+        if self.dead:
+            return
+        if self._is_infrastructure():
+            super()._die("the spawner of landlock sandboxes has ended")
+        else:  # it slept, was closed, or an ordinary user's sandbox killed its own keeper
+            for future in self._futures.values():
+                if not future.done():
+                    future.set_result({"gone": True})
+            super()._die(why)
         self.on_death(self._name)
-        return ""
 
 
 class LandlockBackend:
@@ -159,17 +174,20 @@ class LandlockBackend:
             raise InfrastructureError(f"the spawner of landlock sandboxes is gone: {error}") from None
         finally:
             theirs.close()
-        link = Link(ours, box.id, self._on_death)
+        link = Link(ours, box.id, self._on_death, self._spawner_ended)
         answer = await asyncio.wait_for(link.ready, START_TIMEOUT_S)
-        if "refused" in answer:
+        if "ready" not in answer:
             await link.close()
-            raise InfrastructureError(f"a sandbox could not be made: {answer['refused']}")
+            raise InfrastructureError(f"a sandbox could not be made: {answer.get('refused', answer)}")
         box.is_grouped = True  # there are no control groups here
         return link
 
+    def _spawner_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
     def _on_death(self, name: str) -> None:
         box = self._boxes.get(name)
-        if box is not None:
+        if box is not None and box.shard is not None:  # else it only sleeps
             self._forget(box, "its first process was killed")
 
     def _forget(self, box: LandlockSandbox, why: str) -> None:
