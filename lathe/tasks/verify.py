@@ -19,7 +19,7 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
-from lathe.errors import SandboxError
+from lathe.errors import InfrastructureError, SandboxError
 from lathe.sandbox.pool import Pool
 from lathe.tasks.controls import with_controls
 from lathe.tasks.patch import NEVER, Listing, Patch, apply_patch, take_listing
@@ -56,6 +56,8 @@ async def verify(task: Task, patch: Patch, pool: Pool) -> Verdict:
     suspects: list[str] = []
     try:
         report, left_out = await judge(task, kept, pool, JUDGES[task.tests.report])
+        if not report.passed and not report.texts:
+            await check_judge_runs(task, pool)
         outcomes, timed_out = score(report, needed), report.timed_out
         if task.tests.report == "pytest" and is_solved(outcomes) and not report.suspects:
             control, _ = await judge(task, kept, pool, partial(judge_with_pytest, spoiled=True))
@@ -108,6 +110,23 @@ async def judge(task: Task, patch: Patch, pool: Pool, run: Judge) -> tuple[Repor
     new = [path for path in shadows if path not in before.entries]
     seen = tuple(f"{path} stands before Python's own module" for path in new)
     return replace(report, suspects=report.suspects + seen), {**patch.left_out, **refused}
+
+
+async def check_judge_runs(task: Task, pool: Pool) -> None:
+    """Raises InfrastructureError where the task's own place lacks what its judge needs: then a judge that said
+    nothing says nothing of the attempt."""
+    needs = {"pytest": "import pytest", "python": "import ctypes, json"}.get(task.tests.report)
+    if needs is None:
+        return
+    box = await open_place(task, pool)
+    try:
+        told = await box.python(needs)
+    finally:
+        with suppress(SandboxError):
+            await box.close()
+    if told.exit_code != 0:
+        last = (told.stderr.strip() or f"exit code {told.exit_code}").splitlines()[-1]
+        raise InfrastructureError(f"the task's judge can't run in its place: {last}")
 
 
 def is_solved(outcomes: Mapping[str, str]) -> bool:

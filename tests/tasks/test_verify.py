@@ -60,6 +60,23 @@ async def test_setup_that_fails_is_no_wrong_answer(pool):
     assert verdict.reason and "no such tool" in verdict.reason
 
 
+async def test_a_place_without_pytest_is_no_wrong_answer(pool):
+    class Bare:
+        """A pool of places in which nobody can import pytest."""
+
+        async def create(self, spec=None):
+            box = await pool.create(spec)
+            real = box.python
+            box.python = lambda code, **options: real(
+                "import sys; sys.modules['pytest'] = None\n" + code, **options
+            )
+            return box
+
+    verdict = await verify(PYTEST_TASK, GOOD, Bare())
+    assert verdict.reason and "judge can't run in its place" in verdict.reason
+    assert (await verify(PYTHON_TASK, GOOD, Bare())).reward == 1.0
+
+
 async def test_a_solution_that_breaks_its_limits_is_wrong(pool):
     small = Limits(memory_bytes=256 << 20, num_processes=32)
     hog = Patch.of(
