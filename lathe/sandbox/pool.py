@@ -55,6 +55,13 @@ class Pool:
         return await self._backend.create(spec or SandboxSpec(), warm)
 
 
+def _folder(state: Path | None) -> Path:
+    if state is None:
+        return Path(tempfile.mkdtemp(prefix=f"lathe-pool-{os.getpid()}-"))
+    state.mkdir(parents=True, exist_ok=True)
+    return state.resolve()  # spawners stand in another folder
+
+
 @asynccontextmanager
 async def open_pool(
     backend: BackendName = "auto",
@@ -72,8 +79,7 @@ async def open_pool(
     `images` is a store that outlives the pool, None for one in `state`.
     """
     temporary = state is None
-    folder = Path(tempfile.mkdtemp(prefix=f"lathe-pool-{os.getpid()}-")) if state is None else state
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(state)
     try:
         images = images or ImageStore(folder / "images")
         chosen = await asyncio.to_thread(choose, backend)

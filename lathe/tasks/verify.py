@@ -113,8 +113,8 @@ async def judge(task: Task, patch: Patch, pool: Pool, run: Judge) -> tuple[Repor
 
 
 async def check_judge_runs(task: Task, pool: Pool) -> None:
-    """Raises InfrastructureError where the task's own place lacks what its judge needs: a judge that could not
-    start says nothing of the attempt."""
+    """Raises InfrastructureError where the task's own place lacks what its judge needs: a judge that could
+    not start says nothing of the attempt."""
     needs = {"pytest": "import pytest", "python": "import ctypes, json"}.get(task.tests.report)
     if needs is None:
         return
