@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from sandbox_traces import until
 
 from lathe.errors import CommandFailed, CommandTimedOut, InfrastructureError, SandboxGone, UserError
 from lathe.sandbox.pool import open_pool
 from lathe.sandbox.spec import Bind, Egress, SandboxSpec
+from lathe.types import Limits
 
 
 @pytest.fixture(params=["namespace", "landlock"])
@@ -255,3 +257,11 @@ async def test_a_landlock_sandbox_whose_keeper_is_killed_is_gone(landlock):
         await running
     with pytest.raises(SandboxGone):
         await box.read("file")
+
+
+async def test_lifetimes(pool):
+    for limits, why in ((Limits(idle_s=0.3), "nobody has used it"), (Limits(lifetime_s=0.3), "it has lived")):
+        box = await pool.create(SandboxSpec(limits=limits))
+        await until(lambda box=box: box.gone is not None)
+        with pytest.raises(SandboxGone, match=why):
+            await box.exec("true")

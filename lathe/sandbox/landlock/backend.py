@@ -11,14 +11,16 @@ import stat
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lathe
 from lathe.errors import BackendRefused, InfrastructureError, UserError
 from lathe.sandbox.images import ImageStore
 from lathe.sandbox.landlock.sandbox import LandlockSandbox
+from lathe.sandbox.lifetimes import watch_lifetimes
 from lathe.sandbox.namespace import wire
 from lathe.sandbox.namespace.backend import PATH, can_map, check, host_paths
 from lathe.sandbox.namespace.layers import delete, lay_over
@@ -85,6 +87,7 @@ class LandlockBackend:
         self._folder = state / "boxes"
         self._boxes: dict[str, LandlockSandbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._own_users = os.getuid() == 0 and can_map()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -139,6 +142,7 @@ class LandlockBackend:
         self._boxes[name] = box
         if warm:
             await box.resume()
+        watch_lifetimes(box, self._timers, lambda why: self._later(self.destroy(box, why)))
         return box
 
     def _fill(self, folder: Path, spec: SandboxSpec, uid: int | None) -> None:
@@ -195,9 +199,14 @@ class LandlockBackend:
             box.gone = why
             for shell in list(box.shells):
                 shell.drop()
-            task = asyncio.ensure_future(asyncio.to_thread(delete, str(box.folder)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if (timer := self._timers.pop(box.id, None)) is not None:
+                timer.cancel()
+            self._later(asyncio.to_thread(delete, str(box.folder)))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def destroy(self, box: LandlockSandbox, why: str) -> None:
         """End a sandbox."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from lathe.errors import InfrastructureError, SandboxGone, UserError
 from lathe.sandbox import egress
 from lathe.sandbox.images import ImageStore
+from lathe.sandbox.lifetimes import watch_lifetimes
 from lathe.sandbox.namespace.cgroups import Cgroups, find_cgroups
 from lathe.sandbox.namespace.layers import delete
 from lathe.sandbox.namespace.sandbox import NamespaceSandbox
@@ -97,7 +97,7 @@ class NamespaceBackend:
             except BaseException:
                 await self.destroy(box, "it could not be made")
                 raise
-        self._watch_lifetimes(box)
+        watch_lifetimes(box, self._timers, lambda why: self._later(self.destroy(box, why)))
         return box
 
     async def warm(self, box: NamespaceSandbox) -> Shard:
@@ -215,28 +215,6 @@ class NamespaceBackend:
             self._drop(name)
         box.layers = []
         return True
-
-    def _watch_lifetimes(self, box: NamespaceSandbox) -> None:
-        """End a sandbox that has lived for `lifetime_s`, or that nobody has used for `idle_s`."""
-        idle_s, lifetime_s = box.spec.limits.idle_s, box.spec.limits.lifetime_s
-        if idle_s is None and lifetime_s is None:
-            return
-        loop = asyncio.get_running_loop()
-        end = time.monotonic() + lifetime_s if lifetime_s is not None else float("inf")
-
-        def check() -> None:
-            now = time.monotonic()
-            idle_end = float("inf")
-            if idle_s is not None:
-                idle_end = (now if box.num_users else box.last_used) + idle_s
-            if now >= end:
-                self._later(self.destroy(box, f"it has lived for {lifetime_s:g} s"))
-            elif now >= idle_end:
-                self._later(self.destroy(box, f"nobody has used it for {idle_s:g} s"))
-            else:
-                self._timers[box.id] = loop.call_later(min(end, idle_end) - now + 0.001, check)
-
-        check()
 
     def _later(self, work) -> None:
         task = asyncio.ensure_future(work)
