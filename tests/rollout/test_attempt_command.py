@@ -28,7 +28,19 @@ def tasks(pool, tmp_path) -> Path:
 
 def start(*arguments, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "lathe.cli", "attempt", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+        **options,
+    )
+
+
+def heed_interrupts() -> None:
+    """Tests that run in a shell's background ignore them, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def attempt(*arguments) -> tuple[int, str, str]:

@@ -29,6 +29,7 @@ from lathe.sandbox.namespace.start import NotStarted, make_starter
 from lathe.sandbox.namespace.zygote import Zygote
 
 Message = dict[str, Any]
+KEPT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # an error's return value is better; commands get the default
 
 
 class Spawner:
@@ -483,6 +484,9 @@ class Spawner:
 
 def main(fd: str, root: str, store: str, boxes: str, mapped: str, *host: str) -> None:
     """Serve on the socket `fd` until it closes (see `shard.py` for the other side)."""
+    # A caller in a shell's background ignores ^C, and so would every command.
+    for number in signal.valid_signals() - {*KEPT_SIGNALS, signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
     control = socket.socket(fileno=int(fd))
     os.set_inheritable(control.fileno(), False)
     control.setblocking(False)

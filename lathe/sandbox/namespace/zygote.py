@@ -113,10 +113,8 @@ def import_modules() -> None:
     import importlib
     import site
 
-    house = sys.path.pop(0)
+    sys.path.pop(0)  # this package's own house
     site.main()  # the spawner goes without; here the installed packages are wanted
-    if house in sys.path:  # where this package is developed, it is installed by its folder
-        sys.path.remove(house)
     for name in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
