@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import psutil
+from rich.console import Console
 from rich.progress import Progress
 
 from lathe.sandbox.pool import Pool, open_pool
@@ -128,7 +129,7 @@ async def in_turns(
     """Do it for all of them, `width` at once. Seconds."""
     waiting = list(places)
     started = time.perf_counter()
-    with Progress(transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=len(waiting))
         left = iter(waiting)
 

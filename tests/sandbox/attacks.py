@@ -10,13 +10,23 @@ libc = ctypes.CDLL(None, use_errno=True)
 secret, port, abstract, pid = {secret!r}, {port}, {abstract!r}, {pid}
 
 def syscall(number, *arguments):
-    return libc.syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]) >= 0
+    numbers = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    if libc.syscall(ctypes.c_long(number), *numbers) >= 0:
+        return True
+    if ctypes.get_errno() != errno.EPERM:  # wrong arguments would prove nothing
+        print("not refused, but failed:", errno.errorcode[ctypes.get_errno()])
+        sys.exit()
+    return False
 
 def reads(path):
     return "the secret" in pathlib.Path(path).read_text(errors="replace")
 
 def written(path, text):
     pathlib.Path(path).write_text(text)
+    return True
+
+def can_write(path):
+    os.close(os.open(path, os.O_WRONLY))  # opened, not written: the file is this machine's
     return True
 
 def attack():
@@ -38,9 +48,9 @@ ATTACKS = {
     "open it by handle": "buffer = ctypes.create_string_buffer(144); return syscall(304, -100, buffer, 0)",
     "this machine's passwords": "return 'root:' in pathlib.Path('/etc/shadow').read_text()",
     "root's home": "return bool(os.listdir('/root') and '.bashrc' in os.listdir('/root') and not os.access('/root', os.W_OK))",
-    "write over a program": "return written('/usr/bin/env', '')",
+    "write over a program": "return can_write('/usr/bin/env')",
     "add a program": "return written('/usr/bin/new-program', '')",
-    "write into the running Python": "return written(os.__file__, '')",
+    "write into the running Python": "return can_write(os.__file__)",
     "make a disk's device": "os.mknod('disk', stat.S_IFBLK | 0o600, os.makedev(254, 0)); open('disk', 'rb'); return True",
     "make /dev/mem": "os.mknod('mem', stat.S_IFCHR | 0o600, os.makedev(1, 1)); open('mem', 'rb'); return True",
     # mounts
@@ -88,10 +98,10 @@ ATTACKS = {
     # the kernel
     "set the clock": "time.clock_settime(time.CLOCK_REALTIME, time.time()); return True",
     "rename the machine": "socket.sethostname('mine'); return True",
-    "sysrq": "return written('/proc/sysrq-trigger', 'h')",
-    "a kernel setting": "return written('/proc/sys/kernel/core_pattern', '|/bin/sh')",
-    "another kernel setting": "return written('/proc/sys/vm/overcommit_memory', '1')",
-    "the kernel's log": "return bool(open('/dev/kmsg')) or syscall(103, 3, ctypes.create_string_buffer(99), 99)",
+    "sysrq": "return can_write('/proc/sysrq-trigger')",
+    "a kernel setting": "return can_write('/proc/sys/kernel/core_pattern')",
+    "another kernel setting": "return can_write('/proc/sys/vm/overcommit_memory')",
+    "the kernel's log": "return bool(open('/dev/kmsg'))",
     "the kernel's log by syslog": "return syscall(103, 10, None, 0)",
     "/sys": "return bool(os.listdir('/sys'))",
     "control groups": "return bool(os.listdir('/sys/fs/cgroup'))",
@@ -102,10 +112,9 @@ ATTACKS = {
     "add_key": "return syscall(248, b'user', b'a', b'b', 1, -3)",
     "keyctl": "return syscall(250, 0, -3, 0)",
     "load a module": "return syscall(313, 0, b'', 0)",
-    "kexec": "return syscall(246, 0, 0, 0, 0)",
-    "restart the machine": "return syscall(169, 0xfee1dead - 2**32, 672274793, 0x89ABCDEF - 2**32, 0)",
+    "kexec": "return syscall(246, 0, 17, 0, 0)",
+    "restart the machine": "return syscall(169, 0xfee1dead - 2**32, 672274793, 0, 0)",
     "swap off": "return syscall(168, b'/dev/null')",
-    "I/O ports": "return syscall(172, 3)",
     "quotas": "return syscall(179, 0, b'/', 0, 0)",
     "core dumps": "return resource.getrlimit(resource.RLIMIT_CORE)[1] > 0",
     # what came along

@@ -235,3 +235,24 @@ async def test_what_was_closed_is_gone(pool):
         await running
     with pytest.raises(SandboxGone):
         await box.read("x")
+
+
+HOARD = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+place = libc.shmat(libc.shmget(0x77, ctypes.c_size_t(400 << 20), 0o1666), None, 0)
+ctypes.memset(place, 1, 400 << 20)
+"""
+
+
+async def test_memory_that_is_held_for_good_is_its_own_loss(pool):
+    """Shared segments outlive who made them. A full sandbox's commands are killed; the machine has not failed."""
+    box, neighbour = await pool.create(SMALL), await pool.create(SMALL)
+    for _ in range(3):
+        told = await box.exec(["python3", "-c", HOARD])
+        assert told.exit_code in (0, 137)
+    flood = "import os\nopen('x', 'w')\nfor i in range(4000): os.setxattr('x', f'user.a{i}', b'x' * 60000)"
+    await box.exec(["python3", "-c", flood])
+    assert (await box.exec("echo well")).exit_code in (0, 137)
+    assert (await neighbour.exec("echo well")).stdout == "well\n"

@@ -29,6 +29,9 @@ from lathe.sandbox.namespace.start import NotStarted, make_starter
 from lathe.sandbox.namespace.zygote import Zygote
 
 Message = dict[str, Any]
+# A launcher lives in its sandbox's control groups. When it dies, the sandbox's own programs have taken all
+# memory for good (shared segments, extended attributes): new commands are killed for it, as in mid-run.
+OUT_OF_MEMORY = 128 + signal.SIGKILL
 KEPT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # an error's return value is better; commands get the default
 
 
@@ -209,7 +212,11 @@ class Spawner:
             self._command_began(request, pid)
             return
         if "launcher" in box:
-            wire.send(box["launcher"][0], wire.pack(request), fds)
+            try:
+                wire.send(box["launcher"][0], wire.pack(request), fds)
+            except ConnectionError:
+                self.reply(request, exit_code=OUT_OF_MEMORY)
+                return
             self.starting[request["id"]] = request
             box["num_starting"] += 1
             return
@@ -271,6 +278,9 @@ class Spawner:
         if said is None or "id" not in said:
             if said is None:
                 self.epoll.unregister(fd)
+                for which in self._starting_in(box):
+                    self.reply(self.starting.pop(which), exit_code=OUT_OF_MEMORY)
+                    box["num_starting"] -= 1
             self._fail(joining, str(said)) if said != {"up": True} else self.reply(joining)
             return
         request = {**self.starting.pop(said["id"]), **said}
@@ -288,6 +298,9 @@ class Spawner:
         if pid in self.early:
             self._command_ended(pid, self.early.pop(pid))
 
+    def _starting_in(self, box: Message) -> list[int]:
+        return [which for which, each in self.starting.items() if each["name"] == box["name"]]
+
     def _end_launcher(self, box: Message) -> None:
         if "launcher" not in box:
             return
@@ -301,7 +314,7 @@ class Spawner:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        for which in [which for which, each in self.starting.items() if each["name"] == box["name"]]:
+        for which in self._starting_in(box):
             self.reply(self.starting.pop(which), gone=True)
 
     def _fork_warm(self, box: Message, request: Message, fds: list[int]) -> int | None:
