@@ -247,7 +247,8 @@ ctypes.memset(place, 1, 400 << 20)
 
 
 async def test_memory_that_is_held_for_good_is_its_own_loss(pool):
-    """Shared segments outlive who made them. A full sandbox's commands are killed; the machine has not failed."""
+    """Shared segments outlive who made them. A full sandbox's commands are killed: the machine has not
+    failed."""
     box, neighbour = await pool.create(SMALL), await pool.create(SMALL)
     for _ in range(3):
         told = await box.exec(["python3", "-c", HOARD])
