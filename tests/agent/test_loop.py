@@ -100,7 +100,7 @@ async def test_a_write_between_reads_is_seen_by_the_later_one(box):
     look = call("read", file_path="a")
     model = ScriptedModel(calls(look, call("write", file_path="a", content="new"), look), "Done.")
     attempt = await run(model, box, "Go.")
-    assert results(attempt) == ["     1\told", "Replaced /work/a (+1 -1 lines).", "     1\tnew"]
+    assert results(attempt) == ["     1\told", f"Replaced {box.workdir}/a (+1 -1 lines).", "     1\tnew"]
 
 
 @pytest.mark.parametrize(

@@ -82,5 +82,6 @@ async def test_a_run_begins_so(box):
     system, first = attempt.trajectory.messages[:2]
     assert system.content == prompt.SYSTEM
     assert (
-        '<file path="/work/AGENTS.md">\nSay please.\n</file>' in first.content and "Today is" in first.content
+        f'<file path="{box.workdir}/AGENTS.md">\nSay please.\n</file>' in first.content
+        and "Today is" in first.content
     )

@@ -60,13 +60,14 @@ async def test_bash_shows_output_and_how_it_ended(work):
 
 async def test_bash_keeps_its_folder_and_nothing_else(work):
     assert (
-        await said(BASH, work, command="mkdir -p a/b; cd a; x=1; false") == "[exit code 1]\n[now in /work/a]"
+        await said(BASH, work, command="mkdir -p a/b; cd a; x=1; false")
+        == f"[exit code 1]\n[now in {work.sandbox.workdir}/a]"
     )
-    assert await said(BASH, work, command="pwd; echo [$x]") == "/work/a\n[]"
+    assert await said(BASH, work, command="pwd; echo [$x]") == f"{work.sandbox.workdir}/a\n[]"
     assert await said(BASH, work, command="(cd b; true); exit 0") == "[no output]"
-    assert "[now in /work/a/b]" in await said(BASH, work, command="cd b && exit 4")
+    assert f"[now in {work.sandbox.workdir}/a/b]" in await said(BASH, work, command="cd b && exit 4")
     await use(WRITE, work, file_path="f.txt", content="here")
-    assert await work.sandbox.read("/work/a/b/f.txt") == b"here\n"
+    assert await work.sandbox.read(f"{work.sandbox.workdir}/a/b/f.txt") == b"here\n"
     # A folder that is gone, and a command that breaks our file, leave it where it was.
     assert "[now in" not in await said(
         BASH, work, command="rm -rf /tmp/.lathe; mkdir -p /tmp/.lathe/cwd; cd /"
@@ -128,7 +129,7 @@ async def test_an_image_without_bash(work, monkeypatch):
 async def test_read_numbers_lines(work):
     await work.sandbox.write("a.txt", "one\n\ttwo\r\nthree")
     assert await said(READ, work, file_path="a.txt") == "     1\tone\n     2\t\ttwo\n     3\tthree"
-    assert await said(READ, work, file_path="/work/a.txt", offset=2, limit=1) == (
+    assert await said(READ, work, file_path=f"{work.sandbox.workdir}/a.txt", offset=2, limit=1) == (
         "     2\t\ttwo\n[lines 2-2 of 3; go on with offset=3]"
     )
     assert "3 lines; offset 9 is behind" in await said(READ, work, file_path="a.txt", offset=9)
@@ -156,7 +157,9 @@ async def test_read_names_what_is_no_text(work):
     assert "binary file of 6 bytes" in await refused(READ, work, file_path="b.bin")
     assert "not UTF-8" in await refused(READ, work, file_path="l.txt")
     assert "is a folder" in await refused(READ, work, file_path="dir")
-    assert "Did you mean /work/dir/main.py?" in await refused(READ, work, file_path="dir/mian.py")
+    assert f"Did you mean {work.sandbox.workdir}/dir/main.py?" in await refused(
+        READ, work, file_path="dir/mian.py"
+    )
     assert "Nor does the folder" in await refused(READ, work, file_path="nowhere/x.py")
     await work.sandbox.exec("truncate -s 30M big")
     assert "can't be read" in await refused(READ, work, file_path="big")

@@ -1,22 +1,5 @@
 """A real pool for each test."""
 
-from collections.abc import AsyncIterator
+from one_pool import pool
 
-import pytest
-
-from lathe.errors import InfrastructureError
-from lathe.sandbox.pool import Pool, open_pool
-
-
-@pytest.fixture
-async def pool() -> AsyncIterator[Pool]:
-    """Skips, and says why, where the machine refuses namespaces."""
-    try:
-        context = open_pool("namespace", num_shards=1)
-        made = await context.__aenter__()
-    except InfrastructureError as error:
-        pytest.skip(f"no namespaces here: {error}")
-    try:
-        yield made
-    finally:
-        await context.__aexit__(None, None, None)
+__all__ = ["pool"]
