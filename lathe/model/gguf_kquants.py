@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from lathe.model.gguf_quants import half_bytes, halves, inverse
+from lathe.kernels.cpu.blocks import half_bytes, halves, inverse
 
 # How far from the plain scale (largest number on the last level) the search looks, in levels.
 Q4_SEARCH = [step / 5 for step in range(-5, 6)]

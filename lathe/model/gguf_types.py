@@ -14,8 +14,8 @@ from math import prod
 
 import torch
 
+from lathe.kernels.cpu import blocks as q
 from lathe.model import gguf_kquants as k
-from lathe.model import gguf_quants as q
 
 # 2 MB of float32: what lies between stays in the cache. One core reads q4_1 at 1.0 G numbers/s, in 32 MB
 # chunks at 0.35

@@ -1,0 +1,1 @@
+"""Compiled kernels for a CPU, and the layout of the weights that they read."""
