@@ -13,6 +13,7 @@ from lathe.kernels.attention import Span, paged_attention
 from lathe.kernels.experts import grouped_experts
 from lathe.kernels.invariant_attention import invariant_paged_attention
 from lathe.model.linear import INVARIANT, QUICK, Arithmetic, is_invariant
+from lathe.model.packed import weight_shapes
 from lathe.model.transformer import Transformer
 
 invariant_experts = partial(grouped_experts, linear=INVARIANT.linear, swiglu=INVARIANT.swiglu)
@@ -73,7 +74,7 @@ class Runner:
         matrix of each shape, and attention of the model's heads."""
         config, device = self.model.config, self.cache.keys.device
         dtype = self.cache.keys.dtype
-        shapes = {tuple(weight.shape[-2:]) for weight in self.model.parameters() if weight.dim() >= 2}
+        shapes = {shape[-2:] for shape in weight_shapes(self.model).values() if len(shape) >= 2}
         generator = torch.Generator().manual_seed(0)
 
         def random(*shape: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from lathe.errors import InvalidRequest
+from lathe.model.packed import put_weight, weight_shapes
 from lathe.model.transformer import Transformer
 
 # What becomes of replies in the making: they finish with the old weights first, or go on with the new ones.
@@ -28,21 +29,17 @@ class WeightUpdate:
 
 def check_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
     """Raises InvalidRequest, naming the first tensor that the model has no place for."""
-    places = dict(model.named_parameters())
+    shapes, stored = weight_shapes(model), dict(model.named_parameters())
     for name, tensor in weights.items():
-        if name not in places:
+        if name not in shapes:
             raise InvalidRequest(f"{name} is no weight of this model. Its names are those of its state_dict.")
-        if tensor.shape != places[name].shape:
-            found, wanted = list(tensor.shape), list(places[name].shape)
+        # a packed weight may come as numbers, which are quantized, or as another model's bytes
+        if tensor.shape != (shapes[name] if tensor.is_floating_point() else stored[name].shape):
+            found, wanted = list(tensor.shape), list(shapes[name])
             raise InvalidRequest(f"{name} has the shape {found}; the model's is {wanted}.")
 
 
 def put_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
-    """Copies of these tensors become the model's, in the device and type of those that they replace.
-
-    Not into their memory: it may be a checkpoint's mapped file.
-    """
-    places = dict(model.named_parameters())
+    """Copies of these tensors become the model's; see `put_weight`."""
     for name, tensor in weights.items():
-        place = places[name]
-        place.data = tensor.detach().to(place.device, place.dtype, copy=True)
+        put_weight(model, name, tensor)

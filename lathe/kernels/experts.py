@@ -45,8 +45,8 @@ def grouped_experts(
     outs = []
     for expert, x_rD in enumerate(x_TD[order // num_chosen].split(num_rows)):
         if len(x_rD):
-            gate_rI, up_rI = linear(x_rD, gate_up[expert]).chunk(2, -1)
-            outs.append(linear(swiglu(gate_rI, up_rI), down[expert]))
+            gate_rI, up_rI = linear(x_rD, gate_up[expert].to(x_TD.dtype)).chunk(2, -1)
+            outs.append(linear(swiglu(gate_rI, up_rI), down[expert].to(x_TD.dtype)))
     # back by a permutation, not by index_add, which on a GPU adds in whatever order the rows come
     out_TKD = torch.cat(outs)[order.argsort()].unflatten(0, (num_tokens, num_chosen))
     return (out_TKD * weights_TK[..., None]).sum(1)

@@ -11,11 +11,15 @@ batch (batch invariance: He et al. 2025, "Defeating Nondeterminism in LLM Infere
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lathe.kernels.cpu.packed import PackedMatrix
+
+Weight: TypeAlias = Tensor | PackedMatrix
 
 COLUMNS, MOST_ROWS = 4, 8
 SMALL = 2**16  # numbers: a matrix below this is not worth waking a second thread for
@@ -25,8 +29,8 @@ TILE_ROWS, FEW_TILES, LARGE = 4, 16, 2**23
 class Arithmetic(Protocol):
     """How a forward pass computes: `Quick`, or `Invariant` with the same bits in any batch."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x W^T + b: [rows, in] -> [rows, out]."""
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b: [rows, in] -> [rows, out]. In x's type, whatever the weight is stored in."""
         ...
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -41,8 +45,14 @@ class Linear(nn.Linear):
         return (arithmetic or QUICK).linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def plain(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The weight as a tensor of this type, which it mostly is."""
+    return weight.dequantize(dtype) if isinstance(weight, PackedMatrix) else weight.to(dtype)
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x W^T + b. Wherever the detour is not quicker, just `F.linear`."""
+    weight = plain(weight, x.dtype)
     if not gains(x, weight) or not 1 <= len(x) <= MOST_ROWS:
         return F.linear(x, weight, bias)
     blocks = [_four_columns(x[first : first + COLUMNS], weight) for first in range(0, len(x), COLUMNS)]
@@ -50,13 +60,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def invariant_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x W^T + b for x [rows, in]: a row gives the same bits alone, in any batch and at any place in it.
 
     How many rows there are changes the order of a row's sum only where they leave one of the product's tiles
     of four rows unfilled, so they are filled up. `is_invariant` asks the machine at hand.
     """
-    num_rows = len(x)
+    weight, num_rows = plain(weight, x.dtype), len(x)
     if num_rows == 0:
         return F.linear(x, weight, bias)
     padded = F.pad(x, (0, 0, 0, -num_rows % TILE_ROWS))

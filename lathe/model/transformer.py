@@ -44,7 +44,7 @@ class Transformer(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, **factory)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, **factory) for layer in range(config.num_layers)
         )
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Hidden states [T, D] after the last norm, for `logits`. Positions count within each sequence."""
         rope = rope_tables(self.config, positions_T)
-        x_TD = self.embed_tokens(token_ids_T)
+        x_TD = self.embed_tokens(token_ids_T).to(self.norm.weight.dtype)  # it may be stored in a narrower one
         for layer in self.layers:
             x_TD = layer(x_TD, rope, attend, run_experts, arithmetic)
         return self.norm(x_TD)
@@ -73,8 +73,14 @@ class Transformer(nn.Module):
     def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic = QUICK) -> Tensor:
         """Scores of every token of the vocabulary, [T, V]. Pass only the rows that are needed: V is large."""
         if self.lm_head is None:
-            return arithmetic.linear(hidden_TD, self.embed_tokens.weight)
+            return self.embed_tokens.logits(hidden_TD, arithmetic)
         return self.lm_head(hidden_TD, arithmetic)
+
+
+class Embedding(nn.Embedding):
+    def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """The scores of every token where the embedding serves as the head, too."""
+        return arithmetic.linear(hidden_TD, self.weight)
 
 
 class DecoderLayer(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
+from lathe.kernels.cpu.packed import PackedMatrix
 from lathe.model.config import ModelConfig
+from lathe.model.packed import packed_weights
 from lathe.model.quantization import (
     BLOCK,
     FP8,
@@ -222,9 +224,13 @@ def _first_ten(names: list[str]) -> str:
 
 def outgoing(model: Transformer, fp8: bool) -> Iterator[Outgoing]:
     """Every tensor of the file. Norms, embedding, head, router and biases are never quantized."""
-    state = model.state_dict()
+    state, packed = model.state_dict(), packed_weights(model)
     dtype = model.norm.weight.dtype
     for name, slot in tensor_slots(model).items():
+        if slot.weight in packed:
+            matrix = packed_outgoing(name, slot, packed[slot.weight], dtype)
+            yield from in_fp8(matrix) if fp8 and goes_to_fp8(name) else [matrix]
+            continue
         weight = slot.of(state[slot.weight])
         shape = tuple(weight.shape)
         if weight.dtype == FP8:
@@ -238,6 +244,13 @@ def outgoing(model: Transformer, fp8: bool) -> Iterator[Outgoing]:
             yield from in_fp8(Outgoing(name, weight.dtype, shape, partial(_as_is, weight)))
         else:
             yield Outgoing(name, weight.dtype, shape, partial(_as_is, weight))
+
+
+def packed_outgoing(name: str, slot: Slot, packed: PackedMatrix, dtype: torch.dtype) -> Outgoing:
+    """A packed weight's tensor of the file: its numbers."""
+    shape = tuple(slot.of(torch.empty(packed.shape, device="meta")).shape)
+    matrix = packed if slot.expert is None else packed[slot.expert]
+    return Outgoing(name, dtype, shape, lambda: replace(slot, expert=None).of(matrix.dequantize(dtype)))
 
 
 def goes_to_fp8(name: str) -> bool:
