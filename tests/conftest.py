@@ -8,6 +8,7 @@ from hypothesis import settings
 from installed import file_of
 from tiny_models import random_model, tiny_config
 
+from lathe.kernels.cpu import build
 from lathe.model.transformer import Transformer
 from lathe.text.tokenizer import Tokenizer
 
@@ -15,6 +16,20 @@ from lathe.text.tokenizer import Tokenizer
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Tests run the kernels that the sources describe, not those of the last build."""
+    if hasattr(session.config, "workerinput") or "LATHE_CPU_LIBRARY" in os.environ:
+        return
+    try:
+        build.find_compiler()
+    except build.BuildFailed:
+        return  # plain PyTorch computes, and tests of the kernels are skipped
+    try:
+        build.build()
+    except build.BuildFailed as error:
+        pytest.exit(f"The CPU kernels don't compile: {error}", returncode=3)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from lathe.engine.loading import check_memory, default_sampling, eos_token_ids, 
 from lathe.engine.reply import Chunk
 from lathe.engine.sequence import Sampled
 from lathe.errors import InvalidRequest, PromptTooLong
+from lathe.kernels.cpu import library
 from lathe.model import hub
 from lathe.model.checkpoint import default_dtype, load_model, open_checkpoint
 from lathe.text.chat_template import ChatTemplate
@@ -61,6 +63,8 @@ class LLM:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = dtype or default_dtype(checkpoint, torch.device(device))
+        if torch.device(device).type == "cpu" and library.load() is None:
+            logging.getLogger(__name__).warning("Slow: %s", library.why_not())
         check_memory(checkpoint, dtype, torch.device(device), keep_fp8)
         tokenizer = load_tokenizer(checkpoint)
         # On a thread that ends: an OpenMP pool belongs to the thread that used it. With two alive (the engine

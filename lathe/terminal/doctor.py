@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lathe.kernels.cpu import library
 from lathe.sandbox.probe import BACKENDS, Probe, probe
 
 CPU_FEATURES = (
@@ -65,6 +66,7 @@ def machine() -> list[tuple[str, str]]:
         ("Python", f"{platform.python_version()} in {sys.prefix}{virtual}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("CPU", f"{os.cpu_count()} cores; {' '.join(cpu_features()) or 'no known features'}"),
+        ("CPU kernels", library.describe()),
         ("GPU", gpu()),
     ]
 

@@ -1,0 +1,51 @@
+// Chooses an instruction set that this processor runs.
+#include <cstring>
+
+#include "kernels.h"
+#include "lathe.h"
+
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+namespace {
+
+const lathe::Kernels* chosen = nullptr;
+
+bool runs_here(const char* isa) {
+    if (!std::strcmp(isa, "plain")) return true;
+#if defined(__x86_64__)
+    if (!std::strcmp(isa, "avx2"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (!std::strcmp(isa, "avx512"))
+        return runs_here("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#elif defined(__APPLE__)
+    if (!std::strcmp(isa, "neon")) return true;  // every Apple processor of this architecture
+#elif defined(__aarch64__)
+    const unsigned long dotprod = 1ul << 20, half = 1ul << 10;  // HWCAP_ASIMDDP, HWCAP_ASIMDHP
+    if (!std::strcmp(isa, "neon")) return (getauxval(AT_HWCAP) & (dotprod | half)) == (dotprod | half);
+#endif
+    return false;
+}
+
+}  // namespace
+
+int lathe_abi_version(void) { return 1; }
+
+const char* lathe_isa(void) { return chosen ? chosen->isa : nullptr; }
+
+int lathe_init(const char* isa, int) {
+    const lathe::Kernels* all[] = {
+#define LATHE_LIST(isa) &lathe::isa::kernels,
+        LATHE_EACH_ISA(LATHE_LIST)
+#undef LATHE_LIST
+    };
+    for (const lathe::Kernels* each : all) {
+        if (isa && *isa && std::strcmp(isa, each->isa)) continue;
+        if (!runs_here(each->isa)) continue;
+        chosen = each;
+        return 0;
+    }
+    return -1;
+}

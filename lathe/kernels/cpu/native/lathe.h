@@ -1,0 +1,12 @@
+// The C interface that Python loads. Every function here is named in library.py or program.py.
+#pragma once
+
+#define LATHE_API extern "C" __attribute__((visibility("default")))
+
+// Counts changes of this interface; library.py refuses a library with another number.
+LATHE_API int lathe_abi_version(void);
+// The instruction set that lathe_init chose: "avx512", "avx2", "neon" or "plain". NULL before.
+LATHE_API const char* lathe_isa(void);
+// Chooses the kernels: the best that this processor runs, or those of `isa` unless it is NULL or empty.
+// Returns 0, or -1 where this library or this processor does not have that set.
+LATHE_API int lathe_init(const char* isa, int num_threads);
