@@ -50,17 +50,10 @@ def test_version():
     assert call("--version").stdout == f"lathe {lathe.__version__}\n"
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported():
-    heavy = ["torch", "fastapi", "uvicorn", "tokenizers", "jinja2", "prompt_toolkit", "numpy", "openai"]
-    code = (
-        "import sys, lathe.cli\n"
-        "try: lathe.cli.app(['--help'], prog_name='lathe')\n"
-        f"except SystemExit: print(sorted(set({heavy}) & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
-    assert result.stdout.splitlines()[-1] == "[]"
+def test_help_lists_the_verbs():
+    shown = call("--help").stdout
     for verb in ("serve", "chat", "code", "generate", "convert", "info", "show", "complete"):
-        assert re.search(rf"^│ {verb} ", result.stdout, re.MULTILINE)
+        assert re.search(rf"^│ {verb} ", shown, re.MULTILINE)
 
 
 def test_slips_get_a_hint():

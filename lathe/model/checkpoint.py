@@ -27,6 +27,7 @@ from lathe.model.weights import (
     SINGLE,
     Progress,
     cut_shards,
+    memory_for,
     outgoing,
     read_json,
     read_weights,
@@ -150,7 +151,7 @@ def load_model(
     dtype = dtype or default_dtype(checkpoint, device)
     model = Transformer(checkpoint.config, device="meta", dtype=dtype)
     if checkpoint.format == "gguf":
-        weights = {name: torch.empty_like(meta, device=device) for name, meta in model.state_dict().items()}
+        weights = {name: memory_for(meta, device) for name, meta in model.state_dict().items()}
         gguf.load_into(weights, gguf.open_gguf(checkpoint.path), progress)
     else:
         weights = read_weights(checkpoint.path, model, device, keep_fp8, progress)

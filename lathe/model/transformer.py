@@ -78,6 +78,9 @@ class Transformer(nn.Module):
 
 
 class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        _draw(self.weight, std=1.0)
+
     def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic) -> Tensor:
         """The scores of every token where the embedding serves as the head, too."""
         return arithmetic.linear(hidden_TD, self.weight)
@@ -178,7 +181,7 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * inner, width, **factory))
         self.down_proj = nn.Parameter(torch.empty(num_experts, width, inner, **factory))
         for stack in (self.gate_up_proj, self.down_proj):  # nn.Linear fills its own; this memory is arbitrary
-            nn.init.normal_(stack, std=0.02)
+            _draw(stack, std=0.02)
 
     def gate_up(self) -> Tensor:
         """[E, 2I, D]: the rows of gate, then the rows of up."""
@@ -199,3 +202,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def _draw(weight: Tensor, std: float) -> None:
+    """Fills a new weight with random numbers. A meta tensor holds none, and drawing them all the same makes
+    PyTorch import its compiler, which takes longer than loading a small model."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)

@@ -105,6 +105,12 @@ def tensor_slots(model: Transformer, *, stacked_experts: bool = False) -> dict[s
     return slots
 
 
+def memory_for(meta: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor like this one of the meta device, to be filled. `torch.empty_like` would import SymPy first,
+    which takes longer than reading a small model."""
+    return torch.empty(meta.shape, dtype=meta.dtype, device=device)
+
+
 def read_weights(
     folder: Path,
     model: Transformer,
@@ -131,7 +137,7 @@ def read_weights(
 
     def copy(weight: str, slot: Slot, tensor: Tensor) -> None:
         if weight not in weights:
-            weights[weight] = torch.empty_like(meta[weight], device=device)
+            weights[weight] = memory_for(meta[weight], device)
         slot.of(weights[weight]).copy_(tensor)
 
     done, total = 0, sum(tensor.num_bytes for tensor in stored.values())

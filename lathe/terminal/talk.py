@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory
-from rich.console import Console
-
 from lathe.errors import PromptTooLong
 from lathe.text.tool_calls import Content, Event, Reasoning
 from lathe.types import Completion, Message, SamplingParams
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lathe.engine.llm import LLM, Chunk
 
 HELP = """/clear  forget the conversation so far
@@ -113,6 +111,9 @@ def speed(num_tokens: int, started: float, first: float, ended: float) -> str:
 
 def typed_turns(history: Path) -> Iterator[str]:
     """Turns from a person, with the history of earlier chats behind the arrow keys. Ends with Ctrl-D."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+
     history.parent.mkdir(parents=True, exist_ok=True)
     history.touch(mode=0o600)
     session: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
