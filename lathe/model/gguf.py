@@ -188,21 +188,21 @@ FILE_TYPES = {
 FALLBACK = {Q4_K: Q5_0, Q6_K: Q8_0}  # as llama.cpp: rows that are no multiple of 256
 
 
-def type_for(slot: Slot, file_type: str, config: ModelConfig) -> GgufType:
+def type_for(slot: Slot, file_type: str, config: ModelConfig, *, pure: bool = False) -> GgufType:
     """The type that a tensor gets in a file of this type, by llama.cpp's rules.
 
     Vectors and routers stay float32. The output head (or the embedding that serves as one) gets at least 6
     bits: its errors go straight into the logits. q4_k_m also gives 6 bits to half of the v and down
-    projections.
+    projections. `pure` leaves out both exceptions, as `llama-quantize --pure` does.
     """
     if len(slot.shape) == 1 or slot.gguf.endswith("ffn_gate_inp.weight"):
         return F32
     type = FILE_TYPES[file_type][1]
     head = "token_embd.weight" if config.tie_word_embeddings else "output.weight"
     below_six_bits = type.block_size > 1 and type not in (Q8_0, Q6_K)
-    if slot.gguf == head and below_six_bits:
+    if slot.gguf == head and below_six_bits and not pure:
         type = Q6_K
-    if file_type == "q4_k_m" and _needs_more_bits(slot, config):
+    if file_type == "q4_k_m" and not pure and _needs_more_bits(slot, config):
         type = Q6_K
     if slot.shape[-1] % type.block_size:
         type = FALLBACK.get(type, F16)
@@ -249,6 +249,7 @@ def write_gguf(
     read: ReadTensor,
     *,
     type: str = "q8_0",
+    pure: bool = False,
     metadata: Mapping[str, Any],
     chat_template: str | None = None,
     generation: Mapping[str, Any] | None = None,
@@ -258,8 +259,9 @@ def write_gguf(
     """Writes a model, one matrix in memory at a time, so that llama.cpp runs it.
 
     `read(slot, expert)` gives the tensors, in the file's order; of stacked experts it is asked for one at a
-    time. `type` is a name in FILE_TYPES. `metadata` holds the tokenizer's keys (tokenizer.ggml.*), with one
-    token for every row of the embedding, and any others. Quantizing runs on `device`.
+    time. `type` is a name in FILE_TYPES; `pure` gives it to every matrix, the head's too. `metadata` holds
+    the tokenizer's keys (tokenizer.ggml.*), with one token for every row of the embedding, and any others.
+    Quantizing runs on `device`.
 
     Raises CheckpointError when GGUF can't say what the config says, and when a type can't hold a number.
     """
@@ -285,7 +287,7 @@ def write_gguf(
     written = Written()
     tensors = []
     for slot in slots(config):
-        chosen = type_for(slot, type, config)
+        chosen = type_for(slot, type, config, pure=pure)
         written.num_tensors[chosen.name] += 1
         tensors.append(
             OutgoingTensor(

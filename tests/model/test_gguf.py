@@ -248,6 +248,8 @@ def test_heads_routers_and_norms_keep_their_bits():
     more = [layer for layer in range(16) if chosen[f"blk.{layer}.ffn_down_exps.weight"] == "q6_k"]
     assert more == [0, 1, 4, 7, 10, 13, 14, 15]  # llama.cpp's use_more_bits
     assert {type_for(slot, "q8_0", config).name for slot in slots(config)} == {"q8_0", "f32"}
+    pure = {slot.gguf: type_for(slot, "q4_k_m", config, pure=True).name for slot in slots(config)}
+    assert pure == {name: "f32" if type == "f32" else "q4_k" for name, type in chosen.items()}
 
 
 @pytest.mark.parametrize(("hidden_size", "expected"), [(256, "q4_k"), (96, "q5_0"), (80, "f16")])
