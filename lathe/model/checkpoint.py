@@ -19,6 +19,8 @@ import torch
 from lathe.errors import CheckpointError
 from lathe.model import gguf
 from lathe.model.config import ModelConfig
+from lathe.model.packed_checkpoint import load_packed
+from lathe.model.packing import MODES, Loss, Quantize
 from lathe.model.quantization import quantization_config
 from lathe.model.safetensors import Outgoing, write_safetensors
 from lathe.model.transformer import Transformer
@@ -27,7 +29,9 @@ from lathe.model.weights import (
     SINGLE,
     Progress,
     cut_shards,
+    keep_stored_fp8,
     memory_for,
+    open_weights,
     outgoing,
     read_json,
     read_weights,
@@ -137,6 +141,9 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     keep_fp8: bool = False,
+    quantize: Quantize | None = None,
+    loss: Loss | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """The model, on its device, in `dtype`; without it fp32 on a CPU, elsewhere what the config says.
@@ -145,18 +152,43 @@ def load_model(
     mapped from the file; the others are copied into place one by one, so memory holds the model once.
     `keep_fp8` leaves block-FP8 weights at one byte, to be dequantized on every use.
 
+    `quantize` stores weights in a CPU's memory as they are in the file ("keep"), or rounds wider ones to four
+    or eight bits ("q4", "q8"): see packing.py. The model then computes in fp32. What rounding cost is added
+    to `loss`; `cache` is a folder where packed weights are kept for the next time.
+
     Raises CheckpointError that names missing, extra and misshapen tensors.
     """
     device = torch.device(device)
     dtype = dtype or default_dtype(checkpoint, device)
+    if quantize is not None:
+        check_quantize(quantize, dtype, device, keep_fp8)
+        return load_packed(
+            checkpoint.path, checkpoint.config, quantize, loss=loss, progress=progress, cache=cache
+        )
     model = Transformer(checkpoint.config, device="meta", dtype=dtype)
     if checkpoint.format == "gguf":
         weights = {name: memory_for(meta, device) for name, meta in model.state_dict().items()}
         gguf.load_into(weights, gguf.open_gguf(checkpoint.path), progress)
     else:
-        weights = read_weights(checkpoint.path, model, device, keep_fp8, progress)
+        opened = open_weights(checkpoint.path, model)
+        if keep_fp8:
+            keep_stored_fp8(opened, model)
+        weights = read_weights(opened, model, device, progress)
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def check_quantize(mode: str, dtype: torch.dtype, device: torch.device, keep_fp8: bool) -> None:
+    """Raises CheckpointError for settings that make no sense together."""
+    if mode not in MODES:
+        raise CheckpointError(f"{mode!r} is no way to quantize; known are {', '.join(MODES)}")
+    if device.type != "cpu":
+        raise CheckpointError(f"quantized weights are for a CPU, not for {device}: load them as they are")
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise CheckpointError(f"a model of quantized weights computes in float32, not in {name}")
+    if keep_fp8 and mode != "keep":
+        raise CheckpointError(f"to keep FP8 weights and to quantize to {mode} exclude each other")
 
 
 def save_model(

@@ -23,6 +23,16 @@ def dequantize_q4_k(raw: torch.Tensor) -> torch.Tensor:
     return _scale_parts(raw, _low_and_high_parts(raw[:, 16:]))
 
 
+def q4_k_as_q4_1(raw: torch.Tensor) -> torch.Tensor:
+    """[N, 144] to eight of q4_1's blocks each, [8 N, 20]: the same quants, their scale and minimum rounded to
+    float16."""
+    scale_NP, minimum_NP = _scales_and_minima(raw)
+    quants_NPS = _low_and_high_parts(raw[:, 16:])
+    packed_NPb = quants_NPS[..., :16] | (quants_NPS[..., 16:] << 4)
+    head = [half_bytes(part_NP.reshape(-1, 1)) for part_NP in (scale_NP, -minimum_NP)]
+    return torch.cat([*head, packed_NPb.flatten(0, 1)], 1)
+
+
 def dequantize_q5_k(raw: torch.Tensor) -> torch.Tensor:
     # bit p of byte i in the 32 bytes after the scales is the fifth bit of number i in part p
     parts = torch.arange(8, dtype=torch.uint8, device=raw.device)[:, None]
@@ -37,10 +47,14 @@ def _low_and_high_parts(quants: torch.Tensor) -> torch.Tensor:
 
 
 def _scale_parts(raw: torch.Tensor, quants_NPS: torch.Tensor) -> torch.Tensor:
+    scale_NP, minimum_NP = _scales_and_minima(raw)
+    return quants_NPS.float().mul_(scale_NP[..., None]).sub_(minimum_NP[..., None]).view(-1, 256)
+
+
+def _scales_and_minima(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each part's quants are multiplied by, and what is then subtracted: float32 [N, 8]."""
     scales, minima = _unpack_scales(raw[:, 4:16])
-    scale_NP1 = (halves(raw, 0) * scales).unsqueeze(2)
-    minimum_NP1 = (halves(raw, 2) * minima).unsqueeze(2)
-    return quants_NPS.float().mul_(scale_NP1).sub_(minimum_NP1).view(-1, 256)
+    return halves(raw, 0) * scales, halves(raw, 2) * minima
 
 
 def _unpack_scales(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

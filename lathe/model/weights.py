@@ -25,7 +25,7 @@ from lathe.model.quantization import (
     num_blocks,
     quantize_blocks,
 )
-from lathe.model.safetensors import Outgoing, StoredTensor, read_safetensors
+from lathe.model.safetensors import CODES, Outgoing, StoredTensor, read_safetensors
 from lathe.model.transformer import Transformer
 
 Progress: TypeAlias = Callable[[int, int], None]  # (bytes done, bytes in total)
@@ -111,28 +111,73 @@ def memory_for(meta: Tensor, device: torch.device | str) -> Tensor:
     return torch.empty(meta.shape, dtype=meta.dtype, device=device)
 
 
-def read_weights(
-    folder: Path,
-    model: Transformer,
-    device: torch.device,
-    keep_fp8: bool,
-    progress: Progress | None,
-) -> dict[str, Tensor]:
-    """The weights of a model that stands on the meta device, by their names in its state dict.
+@dataclass(frozen=True)
+class StoredWeights:
+    """A folder's tensors whose headers were read and checked, by Hugging Face's names, and their places."""
 
-    With `keep_fp8` the model's FP8 layers are swapped for ones that stay so.
-    """
+    folder: Path
+    tensors: dict[str, StoredTensor]
+    slots: dict[str, Slot]
+
+    def types(self) -> dict[str, list[str]]:
+        """Of each weight of the model (by its name there), its tensors' types: "f32", "bf16", "fp8" …"""
+        types: dict[str, list[str]] = {}
+        for name, slot in self.slots.items():
+            types.setdefault(slot.weight, []).append(self.type(name))
+        return types
+
+    def type(self, name: str) -> str:
+        dtype = self.tensors[name].dtype
+        if dtype == FP8:
+            return "f32" if self.has_common_blocks(name) else "fp8"
+        return CODES[dtype].lower()
+
+    def has_common_blocks(self, name: str) -> bool:
+        """Whether gate and up of an expert lie in common FP8 blocks, which can't be kept."""
+        return name.endswith(".gate_up_proj") and self.tensors[name].shape[-2] // 2 % BLOCK > 0
+
+    def scale(self, name: str) -> StoredTensor | None:
+        return self.tensors.get(name + SCALE)
+
+
+def open_weights(folder: Path, model: Transformer) -> StoredWeights:
+    """Raises CheckpointError unless the folder holds exactly the model's weights."""
     stored: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
         stored |= read_safetensors(path)
     stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in stored)
     slots = tensor_slots(model, stacked_experts=stacked)
     check_stored(folder, model, slots, stored)
-    if keep_fp8:
-        if stacked and model.config.moe_intermediate_size % BLOCK:
-            raise CheckpointError(f"{folder} has gate and up in common FP8 blocks: load it without keep_fp8")
-        keep_fp8_weights(model, {slot.weight for name, slot in slots.items() if stored[name].dtype == FP8})
-    meta = model.state_dict()
+    return StoredWeights(folder, stored, slots)
+
+
+def keep_stored_fp8(opened: StoredWeights, model: Transformer) -> None:
+    """Makes room in FP8 for what the files have so."""
+    kept = {name: slot for name, slot in opened.slots.items() if opened.tensors[name].dtype == FP8}
+    if any(map(opened.has_common_blocks, kept)):
+        raise CheckpointError(
+            f"{opened.folder} has gate and up in common FP8 blocks: load it without keep_fp8"
+        )
+    keep_fp8_weights(model, {slot.weight for slot in kept.values()})
+
+
+# (weight, its room, its tensors' names) -> its bytes
+Pack: TypeAlias = Callable[[str, PackedMatrix, list[str]], Tensor]
+
+
+def read_weights(
+    opened: StoredWeights,
+    model: Transformer,
+    device: torch.device,
+    progress: Progress | None,
+    pack: Pack | None = None,
+) -> dict[str, Tensor]:
+    """The weights of a model that stands on the meta device, by their names in its state dict.
+
+    They are stored as the model has room for them: FP8 as it is or dequantized; `pack` makes packed ones.
+    """
+    stored, slots = opened.tensors, opened.slots
+    meta, packed = model.state_dict(), packed_weights(model)
     weights: dict[str, Tensor] = {}
 
     def copy(weight: str, slot: Slot, tensor: Tensor) -> None:
@@ -140,11 +185,7 @@ def read_weights(
             weights[weight] = memory_for(meta[weight], device)
         slot.of(weights[weight]).copy_(tensor)
 
-    done, total = 0, sum(tensor.num_bytes for tensor in stored.values())
-    for name in sorted(
-        slots, key=lambda name: (stored[name].path, stored[name].start)
-    ):  # as the disk has them
-        slot, source, scale = slots[name], stored[name], stored.get(name + SCALE)
+    def read(name: str, slot: Slot, source: StoredTensor, scale: StoredTensor | None) -> None:
         target = meta[slot.weight]
         values = source.read()
         if scale is not None and target.dtype != FP8:
@@ -158,7 +199,19 @@ def read_weights(
             source.release()
         if scale is not None and target.dtype == FP8:
             copy(slot.weight + SCALE, slot, scale.read())
-        done += source.num_bytes + (scale.num_bytes if scale else 0)
+
+    done, total = 0, sum(tensor.num_bytes for tensor in stored.values())
+    ordered = sorted(slots, key=lambda name: (stored[name].path, stored[name].start))  # as the disk has them
+    parts: dict[str, list[str]] = {}
+    for name in slots:
+        parts.setdefault(slots[name].weight, []).append(name)
+    for name in ordered:
+        slot, scale = slots[name], opened.scale(name)
+        if pack is None or slot.weight not in packed:
+            read(name, slot, stored[name], scale)
+        elif slot.weight not in weights:  # all of it when the first of its tensors comes
+            weights[slot.weight] = pack(slot.weight, packed[slot.weight], parts[slot.weight])
+        done += stored[name].num_bytes + (scale.num_bytes if scale else 0)
         if progress:
             progress(done, total)
     return weights

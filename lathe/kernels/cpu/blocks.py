@@ -57,6 +57,12 @@ def dequantize_q5_0(raw: torch.Tensor) -> torch.Tensor:
     return (_with_fifth_bits(raw[:, 2:]).float() - 16).mul_(halves(raw, 0))
 
 
+def q5_0_as_q8_0(raw: torch.Tensor) -> torch.Tensor:
+    """The same numbers in wider blocks."""
+    quants = _with_fifth_bits(raw[:, 2:]).view(torch.int8) - 16
+    return torch.cat([raw[:, :2], quants.view(torch.uint8)], 1)
+
+
 def dequantize_q5_1(raw: torch.Tensor) -> torch.Tensor:
     return _with_fifth_bits(raw[:, 4:]).float().mul_(halves(raw, 0)).add_(halves(raw, 2))
 

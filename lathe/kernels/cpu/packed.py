@@ -99,6 +99,13 @@ class PackedMatrix:
         """One matrix of a stack, without a copy."""
         return PackedMatrix(self.kind, self.rows, self.columns, self.data[expert])
 
+    def row_range(self, first: int, last: int) -> PackedMatrix:
+        """Rows first to last - 1 of one matrix, without a copy; `first` begins a row of tiles."""
+        if first % TILE_ROWS:
+            raise ValueError(f"row {first} begins no row of tiles")
+        tiles = self.data[num_tiles(first, self.columns) : num_tiles(last, self.columns)]
+        return PackedMatrix(self.kind, last - first, self.columns, tiles)
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The numbers, of this shape. Computed in float32, and as GGUF means them: bit for bit those of the
         blocks that were packed. In float64 they are exact."""
@@ -120,6 +127,10 @@ class PackedMatrix:
         quants_nCc = _quants(self.kind, words[tile, :, :, row].contiguous().view(torch.uint8))
         values = _scaled(self.kind, quants_nCc, halves_nCk, torch.float32)
         return values.to(dtype).view(*ids.shape, self.columns)
+
+    def is_finite(self) -> bool:
+        """Whether every scale and minimum is a number: float16 ends at 65,504."""
+        return bool(self.data.view(torch.float16)[..., : 16 * KINDS[self.kind].num_halves].isfinite().all())
 
     def _parts(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of tiles [R, C, bytes] and the rows [16 R or fewer, …] of `rows` that belong to them, a chunk
