@@ -122,6 +122,7 @@ def test_this_tree_has_its_library():
     loaded = library.load()
     assert loaded is not None, library.why_not()
     assert library.why_not() is None
+    assert loaded.path == Path(os.environ.get("LATHE_CPU_LIBRARY") or build.LIBRARY)
     assert loaded.isa in (
         os.environ.get("LATHE_CPU_ISA") or loaded.isa,
         *build.find_compiler().instruction_sets,
