@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -62,6 +62,17 @@ Yarn = Annotated[
 KeepFp8 = Annotated[
     bool, typer.Option("--keep-fp8", help="Leave FP8 weights at one byte each: less memory, slower on a CPU.")
 ]
+Quantized = Annotated[
+    str,
+    typer.Option(
+        "--quantize",
+        help="Weights on a CPU: q4, q8, keep (as in the file) or none (in --dtype). auto: what is quickest.",
+    ),
+]
+PackCache = Annotated[
+    Path | None,
+    typer.Option("--pack-cache", metavar="DIR", help="Keep quantized weights there for the next time."),
+]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share.")]
@@ -103,6 +114,8 @@ def serve(
     dtype: Dtype = "auto",
     yarn: Yarn = None,
     keep_fp8: KeepFp8 = False,
+    quantize: Quantized = "auto",
+    pack_cache: PackCache = None,
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -149,13 +162,15 @@ def serve(
         {} if speculate else {"max_drafts": 0}
     )
     if upstream is None:
-        opened = load(model, max_context, device, dtype, yarn, keep_fp8, out, **engine_options)
+        opened = load(
+            model, max_context, device, dtype, yarn, keep_fp8, quantize, pack_cache, out, **engine_options
+        )
     else:
-        settings = (device, dtype, yarn, keep_fp8, deterministic, speculate)
-        if settings != ("auto", "auto", None, False, False, True):
+        settings = (device, dtype, yarn, keep_fp8, quantize, pack_cache, deterministic, speculate)
+        if settings != ("auto", "auto", None, False, "auto", None, False, True):
             raise UserError(
-                "--device, --dtype, --yarn, --keep-fp8, --deterministic and --no-speculate are an engine's "
-                "settings: give them to the upstream."
+                "--device, --dtype, --yarn, --keep-fp8, --quantize, --pack-cache, --deterministic and "
+                "--no-speculate are an engine's settings: give them to the upstream."
             )
         opened = load_upstream(
             model,
@@ -197,12 +212,14 @@ def chat(
     dtype: Dtype = "auto",
     yarn: Yarn = None,
     keep_fp8: KeepFp8 = False,
+    quantize: Quantized = "auto",
+    pack_cache: PackCache = None,
 ) -> None:
     """Talk with a model in the terminal. Piped input is read as one turn a line."""
     from lathe.terminal import talk
 
     out = stderr()
-    with load(model, max_context, device, dtype, yarn, keep_fp8, out) as llm:
+    with load(model, max_context, device, dtype, yarn, keep_fp8, quantize, pack_cache, out) as llm:
         sampling = changed(
             llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
@@ -276,6 +293,8 @@ def code(
     dtype: Dtype = "auto",
     yarn: Yarn = None,
     keep_fp8: KeepFp8 = False,
+    quantize: Quantized = "auto",
+    pack_cache: PackCache = None,
 ) -> None:
     """Let a model work on a project: a session in the terminal, or one turn with -p."""
     import logging
@@ -311,7 +330,11 @@ def code(
         seed=seed,
         mcp=tuple(mcp or ()),
     )
-    ended = work(options, lambda name: load(name, max_context, device, dtype, yarn, keep_fp8, out), out)
+    ended = work(
+        options,
+        lambda name: load(name, max_context, device, dtype, yarn, keep_fp8, quantize, pack_cache, out),
+        out,
+    )
     raise typer.Exit(ended)
 
 
@@ -331,6 +354,8 @@ def generate(
     dtype: Dtype = "auto",
     yarn: Yarn = None,
     keep_fp8: KeepFp8 = False,
+    quantize: Quantized = "auto",
+    pack_cache: PackCache = None,
 ) -> None:
     """Continue a raw text, or answer it with --chat. The continuation alone goes to standard output."""
     from lathe.terminal import talk
@@ -338,7 +363,7 @@ def generate(
 
     out = stderr()
     text = sys.stdin.read() if prompt == "-" else prompt
-    with load(model, max_context, device, dtype, yarn, keep_fp8, out) as llm:
+    with load(model, max_context, device, dtype, yarn, keep_fp8, quantize, pack_cache, out) as llm:
         sampling = changed(
             llm,
             max_tokens=max_tokens,
@@ -380,6 +405,8 @@ def complete(
     dtype: Dtype = "auto",
     yarn: Yarn = None,
     keep_fp8: KeepFp8 = False,
+    quantize: Quantized = "auto",
+    pack_cache: PackCache = None,
 ) -> None:
     """Fill in what belongs at a cursor. The text alone goes to standard output."""
     from lathe.terminal.complete import ask_server, fill_in, parse_place, prompt_at
@@ -396,7 +423,9 @@ def complete(
     if server is not None:
         write(ask_server(server, prompt, max_tokens, api_key))
     else:
-        with load(str(model), max_context, device, dtype, yarn, keep_fp8, stderr()) as llm:
+        with load(
+            str(model), max_context, device, dtype, yarn, keep_fp8, quantize, pack_cache, stderr()
+        ) as llm:
             for text in fill_in(llm, prompt, max_tokens):
                 write(text)
 
@@ -461,6 +490,8 @@ def attempt(
     dtype: Dtype = "auto",
     yarn: Yarn = None,
     keep_fp8: KeepFp8 = False,
+    quantize: Quantized = "auto",
+    pack_cache: PackCache = None,
 ) -> None:
     """Attempt tasks in sandboxes; judge each attempt in a clean one. A killed run goes on where it was."""
     import asyncio
@@ -526,7 +557,7 @@ def attempt(
                 sampling = SamplingParams(**given) if given else None
             else:
                 opened = (
-                    load(model, max_context, device, dtype, yarn, keep_fp8, out_console)
+                    load(model, max_context, device, dtype, yarn, keep_fp8, quantize, pack_cache, out_console)
                     if upstream is None
                     else load_upstream(
                         model, upstream, out_console, api_key=api_key, model=served_name,
@@ -633,6 +664,7 @@ def info(
     if found.checkpoint is not None:
         info.show_files(found.checkpoint, out)
         info.show_text(found.checkpoint, out)
+    info.show_quantized(found, out)
     info.show_memory(config, context or info.contexts_of(config), out)
 
 
@@ -726,15 +758,21 @@ def load(
     dtype: str,
     yarn: float | None,
     keep_fp8: bool,
+    quantize: str,
+    pack_cache: Path | None,
     out: Console,
     **engine_options: Any,
 ) -> LLM:
-    """The model, with a bar while it loads and a line about the context that its cache gives.
+    """The model, with a bar while it loads, a line about the context that its cache gives, and one about what
+    rounding its weights cost.
 
     `engine_options` are fields of EngineConfig."""
     dtypes = ("auto", "float32", "bfloat16", "float16")
     if dtype not in dtypes:
         raise UserError(f"{dtype} is no dtype: choose one of {', '.join(dtypes)}.")
+    ways = ("auto", "keep", "none", "q4", "q8")
+    if quantize not in ways:
+        raise UserError(f"{quantize} is no way to quantize: choose one of {', '.join(ways)}.")
 
     import torch
 
@@ -749,10 +787,14 @@ def load(
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             yarn=yarn,
             keep_fp8=keep_fp8,
+            quantize=None if quantize == "none" else cast(Any, quantize),
+            pack_cache=pack_cache,
             engine_config=EngineConfig(max_context=max_context, **engine_options),
             progress=report,
         )
     out.print(f"{llm.model_id}: {llm.engine.describe()}", highlight=False, soft_wrap=True)
+    if llm.loss is not None and llm.loss.relative_error:
+        out.print(f"Weights were rounded: {llm.loss}.", highlight=False, soft_wrap=True)
     return llm
 
 

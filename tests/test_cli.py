@@ -72,6 +72,41 @@ def test_an_unknown_dtype_is_one_line_but_under_debug():
     assert "Traceback" in debug.stderr
 
 
+def test_quantized_weights_answer_and_say_what_rounding_cost(tmp_path):
+    folder = tmp_path / "model"
+    config = ModelConfig(
+        architecture="qwen3",
+        vocab_size=tiny_tokenizer().vocab_size,
+        hidden_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        max_position_embeddings=128,
+    )
+    save_model(Transformer(config), folder, generation_config={"eos_token_id": 0})
+    tiny_tokenizer().save(folder)
+    cache = tmp_path / "cache"
+    words = ("generate", folder, "Hi", "--max-tokens", 4, "--temperature", 0)
+    first = run_here(*words, "--quantize", "q4", "--pack-cache", cache)
+    assert first.exit_code == 0, first.stderr
+    assert re.search(
+        r"Weights were rounded: f32 as q4_0 \(relative error [\d.e-]+\), f32 as q8_0", first.stderr
+    )
+    again = run_here(*words, "--quantize", "q4", "--pack-cache", cache)
+    assert again.stdout == first.stdout and "rounded" not in again.stderr
+    assert "rounded" not in run_here(*words, "--quantize", "keep").stderr
+    for options, complaint in (
+        (("--quantize", "q3"), "q3 is no way to quantize: choose one of auto, keep, none, q4, q8."),
+        (("--quantize", "q4", "--dtype", "bfloat16"), "computes in float32, not in bfloat16"),
+        (("--quantize", "q8", "--keep-fp8"), "exclude each other"),
+        (("--pack-cache", cache, "--quantize", "none"), "none are quantized"),
+    ):
+        refused = run_here(*words, *options)
+        assert refused.exit_code == 1 and complaint in refused.stderr, refused.stderr
+
+
 def test_a_port_in_use_is_known_before_the_model_loads():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -119,6 +154,9 @@ def test_info_of_a_file():
     assert re.search(r"q4_1 +66\.4 MB", result.stdout), result.stdout
     assert re.search(r"together +96\.6 MB", result.stdout), result.stdout
     assert re.search(r"KV cache at 2,048 +47\.2 MB +94\.4 MB", result.stdout), result.stdout
+    assert re.search(r"keep +96\.6 MB: q4_1 66\.4 MB, q8_0 30\.1 MB, f32 140\.5 KB", result.stdout), (
+        result.stdout
+    )
 
 
 def test_info_of_a_preset_needs_no_weights():
@@ -127,6 +165,7 @@ def test_info_of_a_preset_needs_no_weights():
     assert "30.53B in total, 3.04B read per token" in result.stdout
     assert re.search(r"KV cache per token +98\.3 KB", result.stdout), result.stdout
     assert re.search(r"KV cache at 262,144 +25\.77 GB", result.stdout), result.stdout
+    assert re.search(r"q4 +17\.\d+ GB: q4_0 16\.\d+ GB, q8_0 \d+\.\d MB, f32 \d+\.\d MB", result.stdout)
     assert (
         "1,048,576 tokens (YaRN, 4 times 262,144)" in run_here("info", "qwen3-coder-30b", "--yarn", 4).stdout
     )

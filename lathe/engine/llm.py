@@ -14,20 +14,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lathe.engine.engine import Engine, EngineConfig
 from lathe.engine.flight import MAX_PROMPT_END, Flight, TokenSource
 from lathe.engine.grammar import Grammars, Matcher
-from lathe.engine.loading import check_memory, default_sampling, eos_token_ids, load_template, load_tokenizer
+from lathe.engine.loading import (
+    check_memory,
+    default_quantize,
+    default_sampling,
+    eos_token_ids,
+    load_template,
+    load_tokenizer,
+)
 from lathe.engine.reply import Chunk
 from lathe.engine.sequence import Sampled
-from lathe.errors import InvalidRequest, PromptTooLong
+from lathe.errors import InvalidRequest, PromptTooLong, UserError
 from lathe.kernels.cpu import library
 from lathe.model import hub
-from lathe.model.checkpoint import default_dtype, load_model, open_checkpoint
+from lathe.model.checkpoint import check_quantize, default_dtype, load_model, open_checkpoint
+from lathe.model.packing import Loss, Quantize
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.messages import ToolLike, to_messages, to_tools
 from lathe.text.schema_grammar import after_thought
@@ -44,7 +52,11 @@ class LLM:
     `device` is "auto" (a GPU where there is one), or a name that PyTorch knows. `dtype=None` means float32
     on a CPU, where narrower arithmetic is slower, and the checkpoint's own type on a GPU.
     `yarn=4.0` stretches the context window by that factor (see `ModelConfig.with_yarn`).
+    `quantize` is how a CPU holds the weights: "q4", "q8", "keep" for the file's own bits, None for `dtype`,
+    or "auto"; see model/packing.py. `pack_cache` is a folder for quantized weights. `loss` says what it cost.
     """
+
+    loss: Loss | None = None
 
     def __init__(
         self,
@@ -54,6 +66,8 @@ class LLM:
         dtype: torch.dtype | None = None,
         yarn: float | None = None,
         keep_fp8: bool = False,
+        quantize: Quantize | Literal["auto"] | None = "auto",
+        pack_cache: Path | None = None,
         engine_config: EngineConfig | None = None,
         progress: Progress | None = None,
     ):
@@ -65,12 +79,20 @@ class LLM:
         dtype = dtype or default_dtype(checkpoint, torch.device(device))
         if torch.device(device).type == "cpu" and library.load() is None:
             logging.getLogger(__name__).warning("Slow: %s", library.why_not())
-        check_memory(checkpoint, dtype, torch.device(device), keep_fp8)
+        if quantize == "auto":
+            quantize = default_quantize(dtype, torch.device(device))
+        if quantize is not None:
+            check_quantize(quantize, dtype, torch.device(device), keep_fp8)
+            self.loss = Loss()
+        elif pack_cache is not None:
+            raise UserError("A folder for quantized weights was named, and none are quantized: say how, too.")
+        check_memory(checkpoint, dtype, torch.device(device), keep_fp8, quantize, pack_cache)
         tokenizer = load_tokenizer(checkpoint)
         # On a thread that ends: an OpenMP pool belongs to the thread that used it. With two alive (the engine
         # has its own) neither waits actively any more, and decoding takes twice as long.
         with ThreadPoolExecutor(1) as loader:
             options: dict[str, Any] = {"dtype": dtype, "device": device, "keep_fp8": keep_fp8}
+            options |= {"quantize": quantize, "loss": self.loss, "cache": pack_cache}
             model = loader.submit(load_model, checkpoint, progress=progress, **options).result()
         self._assemble(
             engine=Engine(model, eos_token_ids=eos_token_ids(checkpoint, tokenizer), config=engine_config),

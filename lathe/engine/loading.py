@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from lathe.engine.kv_cache import available_memory
 from lathe.errors import CheckpointError, UserError
 from lathe.model.checkpoint import Checkpoint
+from lathe.model.packed_checkpoint import packed_memory
+from lathe.model.packing import Quantize
 from lathe.model.presets import count_parameters
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.tokenizer import Tokenizer
@@ -19,21 +22,45 @@ from lathe.types import SamplingParams
 FALLBACK_SAMPLING = SamplingParams(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
 
 
-def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, keep_fp8: bool) -> None:
+def default_quantize(dtype: torch.dtype, device: torch.device) -> Quantize | None:
+    """How weights are held where nobody says: in `dtype`. Plain PyTorch dequantizes packed weights on every
+    use, which takes several times as long as reading them wide."""
+    return None
+
+
+def check_memory(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    keep_fp8: bool,
+    quantize: Quantize | None = None,
+    pack_cache: Path | None = None,
+) -> None:
     """Refuses weights that memory can't hold. The system would end the process instead, after minutes."""
+    if quantize is not None:
+        needed = packed_memory(checkpoint.path, checkpoint.config, quantize, pack_cache)
+        _refuse_if_larger(checkpoint, quantize, needed, device)
+        return
     stored = getattr(torch, checkpoint.config.dtype)
     is_plain = checkpoint.format == "safetensors" and checkpoint.quantization is None
     if is_plain and dtype == stored and device.type == "cpu":
         return  # they stay mapped from the file, and the system reads and drops them as it needs
     total, _ = count_parameters(checkpoint.config)
     needed = total * (1 if keep_fp8 and checkpoint.quantization == "fp8" else dtype.itemsize)
+    _refuse_if_larger(checkpoint, str(dtype).removeprefix("torch."), needed, device)
+
+
+def _refuse_if_larger(checkpoint: Checkpoint, how: str, needed: int, device: torch.device) -> None:
     free = available_memory(device)
-    if needed > free:
-        name = str(dtype).removeprefix("torch.")
-        raise UserError(
-            f"{checkpoint.path.name} has {total / 1e9:.1f}B parameters, in {name} {needed / 1e9:.0f} GB, and "
-            f"{free / 1e9:.0f} GB are free. Choose a narrower dtype, a smaller model or a larger machine."
-        )
+    if needed <= free:
+        return
+    total, _ = count_parameters(checkpoint.config)
+    narrower = "fewer bits (--quantize q4)" if device.type == "cpu" and how != "q4" else "a narrower dtype"
+    advice = f"{narrower}, a smaller model" if how != "q4" else "a smaller model"
+    raise UserError(
+        f"{checkpoint.path.name} has {total / 1e9:.1f}B parameters, in {how} {needed / 1e9:.0f} GB, and "
+        f"{free / 1e9:.0f} GB are free. Choose {advice} or a larger machine."
+    )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

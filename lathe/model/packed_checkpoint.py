@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lathe.kernels.cpu.packed import PackedMatrix
+from lathe.kernels.cpu.packed import KINDS, PackedMatrix
 from lathe.model import gguf_packing
 from lathe.model.config import ModelConfig
 from lathe.model.gguf import GgufFile, open_gguf
 from lathe.model.packed import packed_weights, weight_shapes
-from lathe.model.packed_cache import cached, keep
+from lathe.model.packed_cache import cache_file, cached, keep
 from lathe.model.packing import (
     Loss,
     Quantize,
@@ -89,14 +90,31 @@ def load_packed(
     return model
 
 
-def packed_memory(path: Path, config: ModelConfig, mode: Quantize) -> int:
-    """Bytes that `load_packed` takes. What stays mapped from the files is not counted."""
+def packed_memory(path: Path, config: ModelConfig, mode: Quantize, cache: Path | None = None) -> int:
+    """Bytes that `load_packed` takes. What stays mapped from files is not counted: the system reads and drops
+    it as it needs."""
     opened = open_for_packing(path, config)
     shapes, total = weight_shapes(opened.model), 0
+    is_kept = cache is not None and cache_file(cache, path, opened.paths, mode).exists()
     for name, storage in opened.storage(mode).items():
-        is_mapped = opened.types[name] == [storage] and storage in ("bf16", "f32")
-        total += 0 if is_mapped else stored_bytes(storage, shapes[name])
+        is_as_stored = opened.types[name] == [storage] and storage in ("bf16", "f32")
+        if not is_as_stored and not (is_kept and storage in KINDS):
+            total += stored_bytes(storage, shapes[name])
     return total
+
+
+def packed_sizes(path: Path | None, config: ModelConfig, mode: Quantize) -> Counter[str]:
+    """Bytes of a model's weights by how they would be stored: "q4_0", "bf16" …; None: from bf16."""
+    if path is None:
+        shapes = weight_shapes(Transformer(config, device="meta"))
+        chosen = choose_storage(mode, shapes, {name: ["bf16"] for name in shapes})
+    else:
+        opened = open_for_packing(path, config)
+        shapes, chosen = weight_shapes(opened.model), opened.storage(mode)
+    sizes = Counter[str]()
+    for name, storage in chosen.items():
+        sizes[storage] += stored_bytes(storage, shapes[name])
+    return sizes
 
 
 def _pack_stored(

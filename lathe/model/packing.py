@@ -36,7 +36,7 @@ from lathe.model.quantization import keep_fp8_weights
 from lathe.model.transformer import Transformer
 
 Quantize: TypeAlias = Literal["keep", "q4", "q8"]
-MODES = ("keep", "q4", "q8")
+MODES: tuple[Quantize, ...] = ("keep", "q4", "q8")
 
 # A type in a file -> how it is stored in memory, where nothing narrower is asked for. Others: q8_0.
 KEPT = {

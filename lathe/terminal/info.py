@@ -18,6 +18,8 @@ from lathe.model.checkpoint import Checkpoint, open_checkpoint
 from lathe.model.config import ModelConfig
 from lathe.model.convert import Summary
 from lathe.model.gguf import open_gguf
+from lathe.model.packed_checkpoint import packed_sizes
+from lathe.model.packing import MODES
 from lathe.model.presets import PRESETS, count_parameters
 from lathe.model.safetensors import CODES, read_safetensors
 from lathe.model.weights import weight_files
@@ -111,6 +113,17 @@ def show_memory(config: ModelConfig, contexts: Sequence[int], out: Console) -> N
         sizes = (gigabytes(context * bytes_per_token(config, dtype)) for _, dtype in types)
         table.add_row(f"KV cache at {context:,}", *sizes)
     out.print(table)
+
+
+def show_quantized(found: Found, out: Console) -> None:
+    """What weights take on a CPU under each --quantize, by the type that they are stored in."""
+    path = None if found.checkpoint is None else found.checkpoint.path
+    rows: Rows = []
+    for mode in MODES:
+        sizes = packed_sizes(path, found.config, mode)
+        types = ", ".join(f"{type} {gigabytes(size)}" for type, size in sizes.most_common())
+        rows.append((mode, f"{gigabytes(sum(sizes.values()))}: {types}"))
+    show(rows, "Quantized, on a CPU" if path else "Quantized, on a CPU, from bf16", out)
 
 
 def show_conversion(summary: Summary, out: Console) -> None:

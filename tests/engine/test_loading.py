@@ -3,10 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import random_model, tiny_config
 
+from lathe.engine import loading
 from lathe.engine.loading import FALLBACK_SAMPLING, check_memory, default_sampling
 from lathe.errors import UserError
-from lathe.model.checkpoint import Checkpoint
+from lathe.model.checkpoint import Checkpoint, load_model, open_checkpoint, save_model
+from lathe.model.packed_checkpoint import packed_memory
 from lathe.model.presets import preset
 from lathe.types import SamplingParams
 
@@ -21,6 +24,21 @@ def test_a_model_larger_than_the_memory_is_refused_with_the_numbers():
         check_memory(BIG, torch.float32, CPU, keep_fp8=False)
     with pytest.raises(UserError, match="in bfloat16 480 GB"):
         check_memory(replace(BIG, quantization="fp8"), torch.bfloat16, CPU, keep_fp8=True)
+
+
+def test_a_quantized_model_is_measured_as_it_will_be_packed(tmp_path, monkeypatch):
+    model = random_model(tiny_config(hidden_size=64, intermediate_size=96, vocab_size=4000))
+    save_model(model, tmp_path / "model")
+    checkpoint = open_checkpoint(tmp_path / "model")
+    q4, q8 = (packed_memory(checkpoint.path, checkpoint.config, mode) for mode in ("q4", "q8"))
+    assert q4 < q8 - 30_000
+    monkeypatch.setattr(loading, "available_memory", lambda device: q8 - 1)
+    check_memory(checkpoint, torch.float32, CPU, False, "keep")  # mapped as it lies
+    check_memory(checkpoint, torch.float32, CPU, False, "q4", None)
+    with pytest.raises(UserError, match=r"parameters, in q8 .* Choose fewer bits \(--quantize q4\)"):
+        check_memory(checkpoint, torch.float32, CPU, False, "q8")
+    load_model(checkpoint, quantize="q8", cache=tmp_path / "cache")
+    check_memory(checkpoint, torch.float32, CPU, False, "q8", tmp_path / "cache")
 
 
 def test_weights_that_stay_mapped_need_no_memory():
