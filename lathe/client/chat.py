@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -31,7 +32,8 @@ class ChatClient:
 
     `timeout_s` is the longest pause in a reply: a long prompt on a busy server may take minutes. What may
     pass (no connection, 429, 5xx) is tried `max_retries` times more, with growing pauses, as long as nothing
-    of the reply has been heard. Close it with `aclose`, or use `async with`. It belongs to one event loop.
+    of the reply has been heard. A server on this machine that was never there is not waited for. Close it
+    with `aclose`, or use `async with`. It belongs to one event loop.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ChatClient:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
         self._finding = asyncio.Lock()
+        self._was_reached = False
 
     async def __aenter__(self) -> ChatClient:
         return self
@@ -165,11 +168,19 @@ class ChatClient:
         wait_s = self.first_wait_s
         for attempt in range(self.max_retries + 1):
             try:
-                return await ask()
+                answer = await ask()
+                self._was_reached = True
+                return answer
             except Busy as busy:
+                self._was_reached = True
                 error: LatheError = busy.error
                 asked_s = busy.wait_s
             except httpx.HTTPError as failure:
+                if isinstance(failure, httpx.ConnectError) and self._is_missing():
+                    raise UpstreamError(
+                        f"{self.url} can't be reached ({why(failure)}): no server listens there. Start one, "
+                        "as with `lathe serve MODEL`, or give the address and port that it shows."
+                    ) from failure
                 error = UpstreamError(f"{self.url} can't be reached ({why(failure)}). Is it running?")
                 asked_s = None
             if attempt == self.max_retries:
@@ -179,6 +190,10 @@ class ChatClient:
             await asyncio.sleep(min(pause_s, MAX_WAIT_S))
             wait_s *= 2
         raise AssertionError("the last attempt returns or raises")
+
+    def _is_missing(self) -> bool:
+        """Whether a refused connection means that there is no server, and not that it is being restarted."""
+        return not self._was_reached and is_loopback(self.url)
 
 
 async def chunks_of(response: httpx.Response) -> AsyncIterator[Any]:
@@ -224,6 +239,15 @@ def base_of(url: str) -> str:
         raise UserError(f"{url!a} is no address: begin it with http:// or https://.")
     has_path = "/" in url.split("://", 1)[1]
     return f"{url}/" if has_path else f"{url}/v1/"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own, where no network between can be at fault for a while."""
+    host = httpx.URL(url).host
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def key_header(api_key: str | None) -> dict[str, str]:

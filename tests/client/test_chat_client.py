@@ -197,11 +197,22 @@ async def test_what_no_retry_mends_is_not_tried_again():
     assert server.num_asked == 1
 
 
-async def test_nobody_there():
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_server_that_was_never_here_is_said_to_be_missing_at_once(host):
     with upstream_that(Moody()) as url:
         pass
-    async with ChatClient(url, "other", first_wait_s=0.001, max_retries=1) as client:
-        with pytest.raises(UpstreamError, match="can't be reached"):
+    # With these pauses, a second attempt would outlast the test.
+    async with ChatClient(url.replace("127.0.0.1", host), "other", first_wait_s=1000) as client:
+        with pytest.raises(UpstreamError, match=r"can't be reached .*lathe serve"):
+            await client.complete(ASK)
+
+
+async def test_a_server_that_went_away_is_asked_again():
+    with upstream_that(Moody()) as url:
+        client = ChatClient(url, "other", first_wait_s=0.001, max_retries=2)
+        assert (await client.complete(ASK)).message.content == "Hi."
+    async with client:
+        with pytest.raises(UpstreamError, match=r"can't be reached .*Is it running"):
             await client.complete(ASK)
 
 
