@@ -774,24 +774,27 @@ def load(
     if quantize not in ways:
         raise UserError(f"{quantize} is no way to quantize: choose one of {', '.join(ways)}.")
 
-    import torch
+    from lathe.terminal.start import no_collections
 
-    from lathe.engine.engine import EngineConfig
-    from lathe.engine.llm import LLM
-    from lathe.terminal.progress import progress
+    with no_collections():
+        import torch
 
-    with progress(f"Loading {model}", out) as report:
-        llm = LLM(
-            model,
-            device=device,
-            dtype=None if dtype == "auto" else getattr(torch, dtype),
-            yarn=yarn,
-            keep_fp8=keep_fp8,
-            quantize=None if quantize == "none" else cast(Any, quantize),
-            pack_cache=pack_cache,
-            engine_config=EngineConfig(max_context=max_context, **engine_options),
-            progress=report,
-        )
+        from lathe.engine.engine import EngineConfig
+        from lathe.engine.llm import LLM
+        from lathe.terminal.progress import progress
+
+        with progress(f"Loading {model}", out) as report:
+            llm = LLM(
+                model,
+                device=device,
+                dtype=None if dtype == "auto" else getattr(torch, dtype),
+                yarn=yarn,
+                keep_fp8=keep_fp8,
+                quantize=None if quantize == "none" else cast(Any, quantize),
+                pack_cache=pack_cache,
+                engine_config=EngineConfig(max_context=max_context, **engine_options),
+                progress=report,
+            )
     out.print(f"{llm.model_id}: {llm.engine.describe()}", highlight=False, soft_wrap=True)
     if llm.loss is not None and llm.loss.relative_error:
         out.print(f"Weights were rounded: {llm.loss}.", highlight=False, soft_wrap=True)
@@ -837,6 +840,10 @@ def escape(text: str) -> str:
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:2] in (["chat"], ["generate"], ["serve"]):
+        from lathe.terminal.start import preload_torch
+
+        preload_torch()
     app(prog_name="lathe")
 
 
