@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lathe.engine.compiled import CompiledRunner, can_run
 from lathe.engine.grammar import Matcher
 from lathe.engine.kv_cache import (
     PAGE_SIZE,
@@ -35,6 +36,7 @@ from lathe.engine.speculation import Gate
 from lathe.engine.stats import EngineStats
 from lathe.engine.updates import Running, WeightUpdate, check_weights, put_weights
 from lathe.errors import InvalidRequest, LatheError, PromptTooLong, UserError
+from lathe.kernels.cpu.library import load as cpu_kernels
 from lathe.model.transformer import Transformer
 from lathe.types import FinishReason, SamplingParams, TokenLogprob
 
@@ -47,7 +49,8 @@ class EngineConfig:
 
     `deterministic` makes every reply so, not only those that ask for it. `max_drafts` is the most tokens that
     are guessed at once (0: never), and `max_draft_rows` the most that a step reads while it guesses: a CPU
-    computes up to eight rows for little more than one.
+    computes up to eight rows for little more than one. `compiled`: computed in the compiled kernels, where
+    this machine has them and they know the weights' types; else in PyTorch.
     """
 
     max_num_seqs: int = 64
@@ -61,6 +64,7 @@ class EngineConfig:
     deterministic: bool = False
     max_drafts: int = 7
     max_draft_rows: int = 8
+    compiled: bool = True
 
 
 class EngineClosed(LatheError):
@@ -78,8 +82,9 @@ class Engine:
         self.weights_version = 0
         self.vocab_size = model.config.vocab_size
         weight = next(model.parameters())
+        library = cpu_kernels() if self.config.compiled and can_run(model) else None
         # Weights may be kept in a narrow format (FP8) that arithmetic does not run in; norms never are.
-        dtype = model.norm.weight.dtype
+        dtype = torch.float32 if library else model.norm.weight.dtype
         limit = self.config.max_context or model.config.max_position_embeddings
         num_pages = _num_pages(model, limit, dtype, weight.device, self.config)
         self.max_context = min(limit, num_pages * PAGE_SIZE)
@@ -90,8 +95,9 @@ class Engine:
             )
         self.pool = PrefixCache(num_pages)
         self.gate = Gate()
-        self.runner = Runner(
-            model.eval(), KVCache(model.config, num_pages, dtype=dtype, device=weight.device)
+        cache = KVCache(model.config, num_pages, dtype=dtype, device=weight.device)
+        self.runner: Runner | CompiledRunner = (
+            CompiledRunner(model.eval(), cache, library) if library else Runner(model.eval(), cache)
         )
         self.scheduler = Scheduler(
             self.pool,
@@ -263,6 +269,7 @@ class Engine:
             self._updates.popleft()
             try:
                 put_weights(self.runner.model, update.weights)
+                self.runner.forget_weights()
             except Exception as error:  # told to who asked for it; what the model holds now is theirs to mend
                 update.done.set_exception(error)
                 continue

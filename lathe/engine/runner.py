@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,34 @@ from lathe.model.transformer import Transformer
 invariant_experts = partial(grouped_experts, linear=INVARIANT.linear, swiglu=INVARIANT.swiglu)
 
 
+class Batch(NamedTuple):
+    """A step's tokens, one sequence after another, and where each stands in its sequence and in the cache."""
+
+    token_ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    spans: list[Span]
+    rows: list[int]  # the tokens whose logits are wanted
+
+
+def batch(shares: list[Share]) -> Batch:
+    """What a step reads."""
+    made = Batch([], [], [], [], [])
+    for share in shares:
+        sequence, first = share.sequence, share.sequence.num_computed
+        last = first + share.num_tokens
+        end = last + len(share.drafts)
+        made.spans.append(sequence.span(len(made.token_ids), end - first))
+        made.token_ids.extend(sequence.token_ids[first:last])
+        made.token_ids.extend(share.drafts)
+        made.positions.extend(range(first, end))
+        made.slots.extend(sequence.slots(first, end))
+        made.rows.extend(range(len(made.token_ids) - share.num_rows, len(made.token_ids)))
+    return made
+
+
 class Runner:
-    """Holds the model and its cache; knows nothing of requests."""
+    """Holds the model and its cache, and computes in PyTorch; knows nothing of requests."""
 
     def __init__(self, model: Transformer, cache: KVCache):
         self.model = model
@@ -32,21 +59,7 @@ class Runner:
 
         `invariant` computes each sequence's numbers with the same bits whatever else the step holds.
         """
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        spans = []
-        rows: list[int] = []
-        for share in shares:
-            sequence, first = share.sequence, share.sequence.num_computed
-            last = first + share.num_tokens
-            end = last + len(share.drafts)
-            spans.append(sequence.span(len(token_ids), end - first))
-            token_ids += sequence.token_ids[first:last]
-            token_ids += share.drafts
-            positions += range(first, end)
-            slots += sequence.slots(first, end)
-            rows += range(len(token_ids) - share.num_rows, len(token_ids))
+        token_ids, positions, slots, spans, rows = batch(shares)
         device = self.cache.keys.device
         slots_T = torch.tensor(slots, device=device)
 
@@ -67,6 +80,9 @@ class Runner:
         )
         rows_R = torch.tensor(rows, device=device, dtype=torch.long)
         return self.model.logits(hidden_TD[rows_R], arithmetic)
+
+    def forget_weights(self) -> None:
+        """The model's weights lie elsewhere now. Nothing here points to them."""
 
     @torch.inference_mode()
     def is_invariant(self) -> bool:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
+from lathe.kernels.fp8 import FP8, dequantize_blocks
 from lathe.model import gguf, gguf_names
 from lathe.model.checkpoint import Checkpoint, open_checkpoint, save_tensors
 from lathe.model.gguf import GgufFile, Written
-from lathe.model.quantization import FP8, dequantize_blocks, quantize_blocks
+from lathe.model.quantization import quantize_blocks
 from lathe.model.safetensors import Outgoing, StoredTensor, read_safetensors
 from lathe.model.transformer import Transformer
 from lathe.model.weights import (

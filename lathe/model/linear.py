@@ -18,8 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.kernels.cpu.packed import PackedMatrix
+from lathe.kernels.fp8 import Fp8Matrix
+from lathe.model.rope import rotate, tables
 
-Weight: TypeAlias = Tensor | PackedMatrix
+Weight: TypeAlias = Tensor | PackedMatrix | Fp8Matrix
+Rope: TypeAlias = tuple[Tensor, Tensor]
 
 COLUMNS, MOST_ROWS = 4, 8
 SMALL = 2**16  # numbers: a matrix below this is not worth waking a second thread for
@@ -27,7 +30,26 @@ TILE_ROWS, FEW_TILES, LARGE = 4, 16, 2**23
 
 
 class Arithmetic(Protocol):
-    """How a forward pass computes: `Quick`, or `Invariant` with the same bits in any batch."""
+    """How a forward pass computes: `Quick`, `Invariant` with the same bits in any batch, or a recorder that
+    only writes down what it is asked for (kernels/cpu/program.py)."""
+
+    def embed(self, ids_T: Tensor, table: Weight, dtype: torch.dtype) -> Tensor:
+        """The table's rows of these ids, [T, D]."""
+        ...
+
+    def rope(self, frequencies_h: Tensor, scale: float, positions_T: Tensor) -> Rope:
+        """What `rotate` needs to know of the positions (model/rope.py)."""
+        ...
+
+    def rotate(self, x_THd: Tensor, rope: Rope) -> Tensor: ...
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+        ...
+
+    def route(self, logits_TE: Tensor, num_chosen: int, normalized: bool) -> tuple[Tensor, Tensor]:
+        """The ids and weights of each token's best experts, each [T, k], best first."""
+        ...
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """x W^T + b: [rows, in] -> [rows, out]. In x's type, whatever the weight is stored in."""
@@ -47,7 +69,7 @@ class Linear(nn.Linear):
 
 def plain(weight: Weight, dtype: torch.dtype) -> Tensor:
     """The weight as a tensor of this type, which it mostly is."""
-    return weight.dequantize(dtype) if isinstance(weight, PackedMatrix) else weight.to(dtype)
+    return weight.to(dtype) if isinstance(weight, Tensor) else weight.dequantize(dtype)
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -98,7 +120,36 @@ def _four_columns(x: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(weight, padded.T)[:, : len(x)].T
 
 
-class Quick:
+class Plain:
+    """What PyTorch computes alike in any batch."""
+
+    @staticmethod
+    def embed(ids_T: Tensor, table: Weight, dtype: torch.dtype) -> Tensor:
+        if isinstance(table, PackedMatrix):
+            return table.take_rows(ids_T, dtype)
+        return F.embedding(ids_T, plain(table, table.dtype if isinstance(table, Tensor) else dtype)).to(dtype)
+
+    rope = staticmethod(tables)
+
+    @staticmethod
+    def rotate(x_THd: Tensor, rope: Rope) -> Tensor:
+        return rotate(x_THd, *rope)
+
+    @staticmethod
+    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    @staticmethod
+    def route(logits_TE: Tensor, num_chosen: int, normalized: bool) -> tuple[Tensor, Tensor]:
+        # The softmax runs over all experts, before the choice, and in fp32: bf16 makes ties of close experts.
+        probs_TE = logits_TE.softmax(-1, dtype=torch.float32)
+        weights_Tk, expert_ids_Tk = probs_TE.topk(num_chosen, dim=-1)
+        if normalized:
+            weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
+        return expert_ids_Tk, weights_Tk.to(logits_TE.dtype)
+
+
+class Quick(Plain):
     """The fastest way to each number."""
 
     linear = staticmethod(linear)
@@ -108,7 +159,7 @@ class Quick:
         return F.silu(gate) * up
 
 
-class Invariant:
+class Invariant(Plain):
     """A row's numbers have the same bits whatever else is computed."""
 
     linear = staticmethod(invariant_linear)

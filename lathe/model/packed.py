@@ -72,10 +72,9 @@ class PackedEmbedding(Packed):
     def __init__(self, wide: nn.Embedding, kind: str):
         super().__init__()
         self.pack("weight", wide.weight, kind)
-        self.dtype = wide.weight.dtype
 
-    def forward(self, ids_T: Tensor) -> Tensor:
-        return self.matrix("weight").take_rows(ids_T, self.dtype)
+    def forward(self, ids_T: Tensor, arithmetic: Arithmetic, dtype: torch.dtype) -> Tensor:
+        return arithmetic.embed(ids_T, self.matrix("weight"), dtype)
 
     def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic) -> Tensor:
         return arithmetic.linear(hidden_TD, self.matrix("weight"))

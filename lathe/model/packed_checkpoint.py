@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lathe.kernels.cpu.packed import KINDS, PackedMatrix
+from lathe.kernels.fp8 import BLOCK, dequantize_blocks, num_blocks
 from lathe.model import gguf_packing
 from lathe.model.config import ModelConfig
 from lathe.model.gguf import GgufFile, open_gguf
@@ -26,7 +27,6 @@ from lathe.model.packing import (
     pack_weight,
     stored_bytes,
 )
-from lathe.model.quantization import BLOCK, dequantize_blocks, num_blocks
 from lathe.model.safetensors import StoredTensor
 from lathe.model.transformer import Transformer
 from lathe.model.weights import Progress, StoredWeights, open_weights, read_weights

@@ -15,23 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lathe.kernels.fp8 import BLOCK, FP8, FP8_MAX, Fp8Matrix, num_blocks, spread
 from lathe.model.config import ModelConfig
 from lathe.model.linear import QUICK, Arithmetic
 from lathe.model.transformer import Experts, Transformer
-
-BLOCK = 128
-FP8 = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8).max  # 448
-
-
-def num_blocks(size: int) -> int:
-    return -(-size // BLOCK)
-
-
-def spread(scale: Tensor, rows: int, columns: int) -> Tensor:
-    """One number a block -> one a value: [..., rows, columns]; the last blocks may be cut."""
-    scale = scale.repeat_interleave(BLOCK, -2)[..., :rows, :]
-    return scale.repeat_interleave(BLOCK, -1)[..., :columns]
 
 
 def block_scales(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -55,11 +42,6 @@ def quantize_blocks(weight: Tensor, scale_inv: Tensor | None = None) -> tuple[Te
     return values.clamp(-FP8_MAX, FP8_MAX).to(FP8), scale_inv
 
 
-def dequantize_blocks(values: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix (or stack) back, multiplied in fp32."""
-    return values.float().mul_(spread(scale_inv.float(), *values.shape[-2:])).to(dtype)
-
-
 @dataclass(frozen=True)
 class Fp8Stack:
     """The matrices of all experts, of which one at a time is dequantized: `stack[expert]`.
@@ -74,9 +56,7 @@ class Fp8Stack:
     dtype: torch.dtype
 
     def __getitem__(self, expert: int) -> Tensor:
-        values = self.values[expert].unflatten(0, (self.parts, -1))
-        scale_inv = self.scale_inv[expert].unflatten(0, (self.parts, -1))
-        return dequantize_blocks(values, scale_inv, self.dtype).flatten(0, 1)
+        return Fp8Matrix(self.values[expert], self.scale_inv[expert], self.parts).dequantize(self.dtype)
 
 
 class Fp8Linear(nn.Module):
@@ -91,8 +71,7 @@ class Fp8Linear(nn.Module):
         self.bias = wide.bias
 
     def forward(self, x: Tensor, arithmetic: Arithmetic | None = None) -> Tensor:
-        weight = dequantize_blocks(self.weight, self.weight_scale_inv, x.dtype)
-        return (arithmetic or QUICK).linear(x, weight, self.bias)
+        return (arithmetic or QUICK).linear(x, Fp8Matrix(self.weight, self.weight_scale_inv), self.bias)
 
 
 class Fp8Experts(nn.Module):

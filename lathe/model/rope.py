@@ -15,18 +15,25 @@ from lathe.model.config import ModelConfig, YarnConfig
 
 
 def rope_tables(config: ModelConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines for these positions, each fp32 [T, 1, d], for `rotate`.
+    """Cosines and signed sines for these positions, each fp32 [T, 1, d], for `rotate`."""
+    return tables(inverse_frequencies(config, positions_T.device), rope_scale(config), positions_T)
+
+
+def rope_scale(config: ModelConfig) -> float:
+    """What queries and keys are multiplied by: YaRN's correction of the softmax's temperature."""
+    return 1.0 if config.yarn is None else config.yarn.scale
+
+
+def tables(frequencies_h: Tensor, scale: float, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines, each fp32 [T, 1, d], for `rotate`.
 
     Computed from the positions alone, so a million of them needs no table of a million rows. In fp32 as the
     models were trained: bf16 can't tell position 257 from 258.
     """
-    frequencies = inverse_frequencies(config, positions_T.device)
-    angles_Th = positions_T[:, None].float() * frequencies
+    angles_Th = positions_T[:, None].float() * frequencies_h
     cos_Th, sin_Th = angles_Th.cos(), angles_Th.sin()
     cos_Td, sin_Td = torch.cat((cos_Th, cos_Th), -1), torch.cat((-sin_Th, sin_Th), -1)
-    if config.yarn is not None:
-        cos_Td, sin_Td = cos_Td * config.yarn.scale, sin_Td * config.yarn.scale
-    return cos_Td[:, None], sin_Td[:, None]
+    return cos_Td[:, None] * scale, sin_Td[:, None] * scale
 
 
 def rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lathe.model.config import ModelConfig
-from lathe.model.linear import QUICK, Arithmetic, Linear
-from lathe.model.rope import rope_tables, rotate
+from lathe.model.linear import QUICK, Arithmetic, Linear, Rope
+from lathe.model.rope import inverse_frequencies, rope_scale
 
 # (layer, q_THd, k_TKd, v_TKd) -> out_THd
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -64,11 +63,13 @@ class Transformer(nn.Module):
         arithmetic: Arithmetic = QUICK,
     ) -> Tensor:
         """Hidden states [T, D] after the last norm, for `logits`. Positions count within each sequence."""
-        rope = rope_tables(self.config, positions_T)
-        x_TD = self.embed_tokens(token_ids_T).to(self.norm.weight.dtype)  # it may be stored in a narrower one
+        frequencies = inverse_frequencies(self.config, self.norm.weight.device)
+        rope = arithmetic.rope(frequencies, rope_scale(self.config), positions_T)
+        # the embedding may be stored in a narrower type
+        x_TD = self.embed_tokens(token_ids_T, arithmetic, self.norm.weight.dtype)
         for layer in self.layers:
             x_TD = layer(x_TD, rope, attend, run_experts, arithmetic)
-        return self.norm(x_TD)
+        return self.norm(x_TD, arithmetic)
 
     def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic = QUICK) -> Tensor:
         """Scores of every token of the vocabulary, [T, V]. Pass only the rows that are needed: V is large."""
@@ -80,6 +81,11 @@ class Transformer(nn.Module):
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         _draw(self.weight, std=1.0)
+
+    def forward(  # type: ignore[override]
+        self, ids_T: Tensor, arithmetic: Arithmetic, dtype: torch.dtype
+    ) -> Tensor:
+        return arithmetic.embed(ids_T, self.weight, dtype)
 
     def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic) -> Tensor:
         """The scores of every token where the embedding serves as the head, too."""
@@ -97,13 +103,13 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x_TD: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Rope,
         attend: Attend,
         run_experts: RunExperts,
         arithmetic: Arithmetic,
     ) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, attend, arithmetic)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD), run_experts, arithmetic)
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD, arithmetic), rope, attend, arithmetic)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD, arithmetic), run_experts, arithmetic)
 
 
 class Attention(nn.Module):
@@ -119,16 +125,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory) if config.qk_norm else None
 
-    def forward(
-        self, x_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, arithmetic: Arithmetic
-    ) -> Tensor:
+    def forward(self, x_TD: Tensor, rope: Rope, attend: Attend, arithmetic: Arithmetic) -> Tensor:
         heads = (-1, self.head_dim)
         q_THd = self.q_proj(x_TD, arithmetic).unflatten(-1, heads)
         k_TKd = self.k_proj(x_TD, arithmetic).unflatten(-1, heads)
         v_TKd = self.v_proj(x_TD, arithmetic).unflatten(-1, heads)
         if self.q_norm is not None and self.k_norm is not None:
-            q_THd, k_TKd = self.q_norm(q_THd), self.k_norm(k_TKd)
-        out_THd = attend(self.layer, rotate(q_THd, *rope), rotate(k_TKd, *rope), v_TKd)
+            q_THd, k_TKd = self.q_norm(q_THd, arithmetic), self.k_norm(k_TKd, arithmetic)
+        out_THd = attend(self.layer, arithmetic.rotate(q_THd, rope), arithmetic.rotate(k_TKd, rope), v_TKd)
         return self.o_proj(out_THd.flatten(-2), arithmetic)
 
 
@@ -161,15 +165,9 @@ class MoE(nn.Module):
         return run_experts(x_TD, self.experts.gate_up(), self.experts.down(), expert_ids_Tk, weights_Tk)
 
     def route(self, x_TD: Tensor, arithmetic: Arithmetic = QUICK) -> tuple[Tensor, Tensor]:
-        """Expert ids and their weights, each [T, k], best first.
-
-        The softmax runs over all experts, before the choice, and in fp32: bf16 makes ties of close experts.
-        """
-        probs_TE = self.gate(x_TD, arithmetic).softmax(-1, dtype=torch.float32)
-        weights_Tk, expert_ids_Tk = probs_TE.topk(self.num_experts_per_tok, dim=-1)
-        if self.norm_topk_prob:
-            weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
-        return expert_ids_Tk, weights_Tk.to(x_TD.dtype)
+        """Expert ids and their weights, each [T, k], best first."""
+        logits_TE = self.gate(x_TD, arithmetic)
+        return arithmetic.route(logits_TE, self.num_experts_per_tok, self.norm_topk_prob)
 
 
 class Experts(nn.Module):
@@ -200,8 +198,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, **factory))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+    def forward(self, x: Tensor, arithmetic: Arithmetic = QUICK) -> Tensor:
+        return arithmetic.norm(x, self.weight, self.eps)
 
 
 def _draw(weight: Tensor, std: float) -> None:

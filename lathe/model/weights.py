@@ -14,17 +14,10 @@ from torch import Tensor
 
 from lathe.errors import CheckpointError
 from lathe.kernels.cpu.packed import PackedMatrix
+from lathe.kernels.fp8 import BLOCK, FP8, dequantize_blocks, num_blocks
 from lathe.model.config import ModelConfig
 from lathe.model.packed import packed_weights
-from lathe.model.quantization import (
-    BLOCK,
-    FP8,
-    block_scales,
-    dequantize_blocks,
-    keep_fp8_weights,
-    num_blocks,
-    quantize_blocks,
-)
+from lathe.model.quantization import block_scales, keep_fp8_weights, quantize_blocks
 from lathe.model.safetensors import CODES, Outgoing, StoredTensor, read_safetensors
 from lathe.model.transformer import Transformer
 

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lathe.errors import CheckpointError
+from lathe.kernels.fp8 import FP8, dequantize_blocks
 from lathe.model import safetensors as our_safetensors
 from lathe.model.checkpoint import load_model, open_checkpoint, save_model, save_tensors
 from lathe.model.config import ModelConfig
-from lathe.model.quantization import FP8, dequantize_blocks, quantize_blocks
+from lathe.model.quantization import quantize_blocks
 from lathe.model.safetensors import Outgoing
 from lathe.model.transformer import Transformer
 

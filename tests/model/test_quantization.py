@@ -4,13 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import dequantized_by_hand
 
+from lathe.kernels.fp8 import (
+    FP8,
+    dequantize_blocks,
+)
 from lathe.model.config import ModelConfig
 from lathe.model.quantization import (
-    FP8,
     Fp8Linear,
     Fp8Stack,
     block_scales,
-    dequantize_blocks,
     keep_fp8_weights,
     quantization_config,
     quantize_blocks,

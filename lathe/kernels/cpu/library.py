@@ -12,6 +12,7 @@ import torch
 
 from lathe.errors import LatheError, UserError
 from lathe.kernels.cpu import build
+from lathe.kernels.cpu.table import declare
 
 # Raised together with lathe_abi_version in native/ when a function or a table's layout changes.
 ABI_VERSION = 1
@@ -74,6 +75,7 @@ def open_library(path: Path, isa: str | None = None, num_threads: int = 1) -> Li
         native = ctypes.CDLL(str(path))
         native.lathe_isa.restype = ctypes.c_char_p
         native.lathe_init.argtypes = [ctypes.c_char_p, ctypes.c_int]
+        declare(native)
         version = native.lathe_abi_version()
     except (OSError, AttributeError) as error:
         raise NoLibrary(f"{path} can't be loaded: {error}; {how_to_build()}") from error

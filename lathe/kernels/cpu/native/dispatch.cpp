@@ -11,6 +11,7 @@
 namespace {
 
 const lathe::Kernels* chosen = nullptr;
+int threads = 1;
 
 bool runs_here(const char* isa) {
     if (!std::strcmp(isa, "plain")) return true;
@@ -31,11 +32,11 @@ bool runs_here(const char* isa) {
 
 }  // namespace
 
-int lathe_abi_version(void) { return 1; }
+int lathe_abi_version(void) { return lathe::ABI_VERSION; }
 
 const char* lathe_isa(void) { return chosen ? chosen->isa : nullptr; }
 
-int lathe_init(const char* isa, int) {
+int lathe_init(const char* isa, int num_threads) {
     const lathe::Kernels* all[] = {
 #define LATHE_LIST(isa) &lathe::isa::kernels,
         LATHE_EACH_ISA(LATHE_LIST)
@@ -45,7 +46,14 @@ int lathe_init(const char* isa, int) {
         if (isa && *isa && std::strcmp(isa, each->isa)) continue;
         if (!runs_here(each->isa)) continue;
         chosen = each;
+        threads = num_threads < 1 ? 1 : num_threads;
         return 0;
     }
     return -1;
+}
+
+void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step) {
+    lathe::run_together(threads, num_ops * lathe::COUNTERS_PER_CALL, [=](lathe::Worker& worker) {
+        chosen->run_calls(ops, num_ops, *step, worker);
+    });
 }

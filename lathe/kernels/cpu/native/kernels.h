@@ -1,12 +1,14 @@
 // What one instruction set offers. kernels.cpp defines it once per set, in the namespace of its name.
 #pragma once
 
-#include <cstdint>
+#include "interface.h"
+#include "team.h"
 
 namespace lathe {
 
 struct Kernels {
     const char* isa;
+    void (*run_calls)(const Op* ops, int num_ops, const Step& step, Worker& worker);
 };
 
 #define LATHE_DECLARE(isa) \

@@ -1,5 +1,6 @@
 // The C interface that Python loads. Every function here is named in library.py or program.py.
 #pragma once
+#include "interface.h"
 
 #define LATHE_API extern "C" __attribute__((visibility("default")))
 
@@ -10,3 +11,5 @@ LATHE_API const char* lathe_isa(void);
 // Chooses the kernels: the best that this processor runs, or those of `isa` unless it is NULL or empty.
 // Returns 0, or -1 where this library or this processor does not have that set.
 LATHE_API int lathe_init(const char* isa, int num_threads);
+// Makes these calls, on the threads that lathe_init named, this one among them. One run at a time; others wait.
+LATHE_API void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step);

@@ -1,0 +1,198 @@
+// Attention over the paged cache, with online softmax (Milakov and Gimelshein 2018; Dao et al. 2022): memory for one
+// block of keys, whatever the context.
+//
+// A page holds 16 tokens of a layer: keys [K, d, 16], so that 16 keys' products lie beside one another; values
+// [K, 16, d]. A query's keys go by in blocks of 64 counted from its sequence's first, and every sum runs in their
+// order: the same bits for a query whatever is computed beside it and however its prompt was cut.
+#pragma once
+#include "ops.h"
+
+namespace lathe::LATHE_ISA {
+
+constexpr int KEYS = 64;           // of a block
+constexpr int MOST_HEAD_DIM = 256;
+constexpr int QUERY_ROWS = 48;     // rows (queries x heads of a group) of a tile, at most, but for one query's
+
+// The heads of one token: each normalized (if it has a weight), turned, times `scale`. x and out may be one.
+static void turn(const float* x, int d, const float* weight, float eps, const float* cos, const float* sin, float scale, float* out) {
+    float head[MOST_HEAD_DIM];
+    if (weight) normalize(x, d, weight, eps, head);
+    else memcpy(head, x, 4 * d);
+    for (int i = 0, half = d / 2; i < half; i++) {
+        float a = head[i], b = head[i + half];
+        out[i] = (a * cos[i] - b * sin[i]) * scale;
+        out[i + half] = (b * cos[i] + a * sin[i]) * scale;
+    }
+}
+
+struct Attention {
+    float *q, *k, *v, *out;  // [T, H d], [T, K d], [T, K d], [T, H d]
+    float *key_cache, *value_cache;
+    int num_heads, num_kv_heads, d;
+    const float *cos, *sin, *q_weight, *k_weight;  // [T, d/2]; [d] or null
+    float eps, scale;
+
+    float* key_page(int page, int head) const { return key_cache + ((int64_t)page * num_kv_heads + head) * d * PAGE; }
+    float* value_page(int page, int head) const { return value_cache + ((int64_t)page * num_kv_heads + head) * d * PAGE; }
+};
+
+static void write_token(const Attention& a, const Step& step, int t) {
+    const float *cos = a.cos + (int64_t)t * a.d / 2, *sin = a.sin + (int64_t)t * a.d / 2;
+    float* q = a.q + (int64_t)t * a.num_heads * a.d;
+    for (int h = 0; h < a.num_heads; h++) turn(q + h * a.d, a.d, a.q_weight, a.eps, cos, sin, a.scale, q + h * a.d);
+    int page = step.slots[t] / PAGE, place = step.slots[t] % PAGE;
+    for (int h = 0; h < a.num_kv_heads; h++) {
+        int64_t from = ((int64_t)t * a.num_kv_heads + h) * a.d;
+        float turned[MOST_HEAD_DIM];
+        turn(a.k + from, a.d, a.k_weight, a.eps, cos, sin, 1, turned);
+        float* keys = a.key_page(page, h) + place;
+        for (int i = 0; i < a.d; i++) keys[i * PAGE] = turned[i];
+        memcpy(a.value_page(page, h) + place * a.d, a.v + from, 4 * a.d);
+    }
+}
+
+// scores[r][0..15] of R queries and a page's 16 keys
+template <int R>
+static void score(const float* const* q, const float* keys, int d, float (*scores)[KEYS]) {
+    F8 acc[R][2];
+    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = zero();
+    for (int i = 0; i < d; i++) {
+        F8 k0 = load(keys + i * PAGE), k1 = load(keys + i * PAGE + 8);
+        for (int r = 0; r < R; r++) {
+            F8 x = all(q[r][i]);
+            acc[r][0] = fma(x, k0, acc[r][0]), acc[r][1] = fma(x, k1, acc[r][1]);
+        }
+    }
+    for (int r = 0; r < R; r++) store(scores[r], acc[r][0]), store(scores[r] + 8, acc[r][1]);
+}
+
+// out[r][0..d) = out[r] * decay[r] + weights[r] . values of `count` keys
+template <int R>
+static void mix(const float (*weights)[KEYS], const float* decay, const float* const* pages, int count, int d, float* const* out) {
+    for (int i = 0; i < d; i += 16) {
+        bool whole = i + 16 <= d;  // else 8 more: d is a multiple of 8
+        F8 acc[R][2];
+        for (int r = 0; r < R; r++) {
+            acc[r][0] = load(out[r] + i) * all(decay[r]);
+            acc[r][1] = whole ? load(out[r] + i + 8) * all(decay[r]) : zero();
+        }
+        for (int key = 0; key < count; key++) {
+            const float* value = pages[key / PAGE] + key % PAGE * d + i;
+            F8 v0 = load(value), v1 = whole ? load(value + 8) : zero();
+            for (int r = 0; r < R; r++) {
+                F8 w = all(weights[r][key]);
+                acc[r][0] = fma(w, v0, acc[r][0]), acc[r][1] = fma(w, v1, acc[r][1]);
+            }
+        }
+        for (int r = 0; r < R; r++) {
+            store(out[r] + i, acc[r][0]);
+            if (whole) store(out[r] + i + 8, acc[r][1]);
+        }
+    }
+}
+
+template <class F>
+LATHE_INLINE void by_sixes(int count, F f) {
+    int first = 0;
+    for (; first + 6 <= count; first += 6) f(Number<6>(), first);
+    switch (count - first) {
+        case 1: f(Number<1>(), first); break;
+        case 2: f(Number<2>(), first); break;
+        case 3: f(Number<3>(), first); break;
+        case 4: f(Number<4>(), first); break;
+        case 5: f(Number<5>(), first); break;
+    }
+}
+
+// The softmax of a row goes on over `seen` more scores, which become weights. Returns what older terms shrink by.
+static float soften(float* scores, int seen, float& before, float& total) {
+    float top = before;
+    for (int i = 0; i < seen; i++) top = scores[i] > top ? scores[i] : top;
+    F8 sum = zero();
+    for (int i = 0; i < KEYS; i += 8) {
+        F8 weights = exp(load(scores + i) - all(top));
+        float some[8];
+        store(some, weights);
+        for (int j = 0; j < 8; j++)
+            if (i + j >= seen) some[j] = 0;
+        weights = load(some);
+        store(scores + i, weights);
+        sum = sum + weights;
+    }
+    float decay = 1;
+    if (top > before) {
+        float apart[8];
+        store(apart, exp(all(before - top)));
+        decay = before == -INFINITY ? 0 : apart[0];
+    }
+    total = total * decay + sum_of(sum);
+    before = top;
+    return decay;
+}
+
+// The queries [first, last) of a span, for one key-value head and the query heads of its group.
+static void attend_tile(const Attention& a, const Step& step, const Span& span, int kv_head, int first, int last, Worker& worker) {
+    int group = a.num_heads / a.num_kv_heads, num_rows = (last - first) * group, d = a.d;
+    float* room = worker.floats(num_rows * (KEYS + 3));
+    float(*scores)[KEYS] = (float(*)[KEYS])room;
+    float *top = room + num_rows * KEYS, *total = top + num_rows, *decay = total + num_rows;
+    const float** q = (const float**)worker.pointers(2 * num_rows);
+    float** out = (float**)(q + num_rows);
+    for (int row = 0; row < num_rows; row++) {
+        int64_t place = ((int64_t)(span.start + first + row / group) * a.num_heads + kv_head * group + row % group) * d;
+        q[row] = a.q + place, out[row] = a.out + place;
+        top[row] = -INFINITY, total[row] = 0;
+        memset(out[row], 0, 4 * d);
+    }
+    int seen_by_first = span.num_keys - span.num_queries + first + 1, seen_by_last = seen_by_first + last - first - 1;
+    for (int begin = 0; begin < seen_by_last; begin += KEYS) {
+        int count = least(KEYS, seen_by_last - begin);
+        const float* values[KEYS / PAGE];
+        for (int p = 0; p * PAGE < count; p++) {
+            int page = step.pages[span.first_page + begin / PAGE + p];
+            values[p] = a.value_page(page, kv_head);
+            by_sixes(num_rows, [&](auto r, int row) {
+                score<r>(q + row, a.key_page(page, kv_head), d, (float(*)[KEYS])(scores[row] + p * PAGE));
+            });
+        }
+        for (int row = 0; row < num_rows; row++) {
+            int seen = least(count, seen_by_first + row / group - begin);
+            decay[row] = seen > 0 ? soften(scores[row], seen, top[row], total[row]) : 1;
+            if (seen <= 0) memset(scores[row], 0, sizeof(scores[row]));
+        }
+        by_sixes(num_rows, [&](auto r, int row) { mix<r>(scores + row, decay + row, values, count, d, out + row); });
+    }
+    for (int row = 0; row < num_rows; row++)
+        for (int i = 0; i < d; i += 8) store(out[row] + i, load(out[row] + i) / all(total[row]));
+}
+
+// q, k, v, out, key cache, value cache (of the layer), H, K, d, cos, sin, q's weight or 0, k's weight or 0, narrow or 0,
+// wide or 0 (of out); f: eps, scale. q is changed.
+static void attend(const Op& op, const Step& step, Worker& worker) {
+    Attention a{at<float>(op, 0), at<float>(op, 1), at<float>(op, 2), at<float>(op, 3), at<float>(op, 4),
+                at<float>(op, 5), (int)op.a[6], (int)op.a[7], (int)op.a[8], at<float>(op, 9), at<float>(op, 10),
+                at<float>(op, 11), at<float>(op, 12), op.f[0], op.f[1]};
+    int first, last;
+    worker.share(step.num_tokens, first, last);
+    for (int t = first; t < last; t++) write_token(a, step, t);
+    worker.meet();
+
+    int group = a.num_heads / a.num_kv_heads, many = most(1, QUERY_ROWS / group);
+    int span = 0, before = 0;  // pieces of the spans before this one
+    for (int piece; true;) {
+        piece = worker.next();
+        auto pieces = [&](int s) { return a.num_kv_heads * ((step.spans[s].num_queries + many - 1) / many); };
+        while (span < step.num_spans && piece >= before + pieces(span)) before += pieces(span++);
+        if (span == step.num_spans) break;
+        int tile = (piece - before) / a.num_kv_heads, head = (piece - before) % a.num_kv_heads;
+        int begin = tile * many, end = least(begin + many, step.spans[span].num_queries);
+        attend_tile(a, step, step.spans[span], head, begin, end, worker);
+        for (int t = begin + step.spans[span].start; t < end + step.spans[span].start; t++) {
+            // 32 divides d here, so that a group's heads are whole blocks of their row.
+            int64_t row = (int64_t)t * a.num_kv_heads + head;
+            quantize_row(a.out + row * group * a.d, group * a.d, row, at<Narrow>(op, 13), at<Wide>(op, 14));
+        }
+    }
+}
+
+}  // namespace lathe::LATHE_ISA

@@ -1,0 +1,121 @@
+// A layer's experts. Tokens are sorted by expert, so that an expert's weights are read once for all its tokens.
+#pragma once
+#include "ops.h"
+
+namespace lathe::LATHE_ISA {
+
+// The k largest of the logits' softmax (over all experts, in fp32), largest first; of equals the first.
+static void choose(const float* logits, int num_experts, int k, bool normalized, int32_t* ids, float* weights, float* probs) {
+    float most = logits[0], total = 0, chosen = 0;
+    for (int e = 1; e < num_experts; e++) most = logits[e] > most ? logits[e] : most;
+    for (int e = 0; e < num_experts; e++) total += probs[e] = std::exp(logits[e] - most);
+    for (int j = 0; j < k; j++) {
+        int best = 0;
+        for (int e = 1; e < num_experts; e++)
+            if (probs[e] > probs[best]) best = e;
+        ids[j] = best, weights[j] = probs[best] / total;
+        chosen += weights[j];
+        probs[best] = -1;
+    }
+    if (normalized)
+        for (int j = 0; j < k; j++) weights[j] /= chosen;
+}
+
+// logits [T, E], E, k, ids [T, k], weights [T, k], normalized
+static void route(const Op& op, const Step& step, Worker& worker) {
+    int num_experts = (int)op.a[1], k = (int)op.a[2], first, last;
+    float* probs = worker.floats(num_experts);
+    worker.share(step.num_tokens, first, last);
+    for (int t = first; t < last; t++)
+        choose(at<float>(op, 0) + (int64_t)t * num_experts, num_experts, k, op.a[5] != 0, at<int32_t>(op, 3) + t * k,
+               at<float>(op, 4) + t * k, probs);
+}
+
+// One piece of work: some rows of one expert's matrix times its tokens.
+template <class Multiply>
+static void share_experts(Worker& worker, int which, int num_experts, const int32_t* begins, int rows, int part, Multiply multiply) {
+    int parts = (rows + part - 1) / part, expert = 0, before = 0;  // pieces of the experts before this one
+    for (int piece; true;) {
+        piece = worker.next(which);
+        while (expert < num_experts && piece >= before + (begins[expert + 1] > begins[expert] ? parts : 0)) {
+            before += begins[expert + 1] > begins[expert] ? parts : 0;
+            expert++;
+        }
+        if (expert == num_experts) return;
+        int first = (piece - before) * part;
+        multiply(expert, first, least(first + part, rows));
+    }
+}
+
+// gate, up and down matrices, x or 0, narrow or 0, wide or 0, ids [T, k], weights [T, k], k, E,
+// choice of each sorted row [Tk] then sorted row of each choice [Tk], first sorted row of each expert [E + 1],
+// gate's and up's outputs [2, Tk, I], inner activations in down's form (fp32 ones: in place of gate's), out of each
+// sorted row [Tk, D], out [T, D], residual or 0
+static void experts(const Op& op, const Step& step, Worker& worker) {
+    const Matrix &gate = *at<Matrix>(op, 0), &up = *at<Matrix>(op, 1), &down = *at<Matrix>(op, 2);
+    int k = (int)op.a[8], num_experts = (int)op.a[9], num_rows = step.num_tokens * k;
+    int inner = gate.rows, width = down.rows;
+    const int32_t* ids = at<int32_t>(op, 6);
+    int32_t *choices = at<int32_t>(op, 10), *sorted = choices + num_rows, *begins = at<int32_t>(op, 11);
+    float *gates = at<float>(op, 12), *ups = gates + (int64_t)num_rows * inner, *outs = at<float>(op, 14);
+
+    if (worker.index == 0) {  // a counting sort
+        memset(begins, 0, 4 * (num_experts + 1));
+        for (int i = 0; i < num_rows; i++) begins[ids[i] + 1]++;
+        for (int e = 0; e < num_experts; e++) begins[e + 1] += begins[e];
+        for (int i = 0; i < num_rows; i++) choices[sorted[i] = begins[ids[i]]++] = i;
+        for (int e = num_experts; e > 0; e--) begins[e] = begins[e - 1];
+        begins[0] = 0;
+    }
+    worker.meet();
+
+    const void** tokens = worker.pointers(num_rows);
+    for (int row = 0; row < num_rows; row++)
+        tokens[row] = activation(gate, at<float>(op, 3), at<Narrow>(op, 4), at<Wide>(op, 5), choices[row] / k);
+    int part = rows_at_a_time(inner, worker.num_threads());
+    auto into = [&](const Matrix& matrix, float* outs) {
+        return [tokens, &matrix, outs, begins](int expert, int first, int last) {
+            int begin = begins[expert], rows = matrix.rows;
+            multiply_range(
+                matrix, expert, first, last, tokens + begin, begins[expert + 1] - begin,
+                [&](int token, int row, int many, const float* sums) {
+                    memcpy(outs + (int64_t)(begin + token) * rows + row, sums, 4 * many);
+                });
+        };
+    };
+    share_experts(worker, 0, num_experts, begins, inner, part, into(gate, gates));
+    share_experts(worker, 1, num_experts, begins, inner, part, into(up, ups));
+    worker.meet();
+
+    int first, last;
+    worker.share(num_rows, first, last);
+    for (int row = first; row < last; row++) {
+        float* activated = gates + (int64_t)row * inner;
+        swiglu_row(activated, ups + (int64_t)row * inner, inner, activated);
+        if (down.kind >= Q8_0)
+            quantize_row(activated, inner, row, down.kind == Q8_0 ? nullptr : at<Narrow>(op, 13),
+                         down.kind == Q8_0 ? at<Wide>(op, 13) : nullptr);
+    }
+    worker.meet();
+
+    for (int row = 0; row < num_rows; row++)
+        tokens[row] = activation(down, gates, at<Narrow>(op, 13), at<Wide>(op, 13), row);
+    share_experts(worker, 2, num_experts, begins, width, rows_at_a_time(width, worker.num_threads()), into(down, outs));
+    worker.meet();
+
+    worker.share(step.num_tokens, first, last);
+    for (int t = first; t < last; t++) {
+        const float *weights = at<float>(op, 7) + t * k, *residual = at<float>(op, 16);
+        float* out = at<float>(op, 15) + (int64_t)t * width;
+        for (int i = 0; i < width; i += 8) {
+            int many = least(8, width - i);
+            F8 sum = zero();  // a token's terms are added in the order of its choice
+            for (int j = 0; j < k; j++)
+                sum = fma(all(weights[j]), load_some(outs + (int64_t)sorted[t * k + j] * width + i, many), sum);
+            if (residual) sum = load_some(residual + (int64_t)t * width + i, many) + sum;
+            store_some(out + i, sum, many);
+        }
+    }
+}
+
+}  // namespace lathe::LATHE_ISA

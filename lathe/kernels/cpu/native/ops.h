@@ -1,0 +1,194 @@
+// The calls that a step is made of. Each runs on all threads at once; which numbers a thread computes never changes
+// how they are computed. a[] of every call is listed above it; pointers may be null where "or 0" stands.
+#pragma once
+#include "interface.h"
+#include "rows.h"
+#include "simd.h"
+#include "team.h"
+#include "tiles.h"
+
+namespace lathe::LATHE_ISA {
+
+template <class T>
+LATHE_INLINE T* at(const Op& op, int place) { return (T*)op.a[place]; }
+
+LATHE_INLINE int count_of(const Step& step, int64_t rows_only) { return rows_only ? step.num_rows : step.num_tokens; }
+
+// A row's quantized forms, where they are wanted, at its place among the rows.
+LATHE_INLINE void quantize_row(const float* x, int width, int64_t row, Narrow* narrow, Wide* wide) {
+    if (narrow) quantize(x, width, narrow + row * (width / 32));
+    if (wide) quantize(x, width, wide + row * (width / 32));
+}
+
+static void read_row(const Matrix& matrix, int row, float* out) {
+    if (matrix.kind >= Q8_0) return unpack_row(matrix, row, out);
+    const uint8_t* from = matrix.data + (int64_t)row * matrix.columns * value_bytes(matrix.kind);
+    for (int k = 0; k < matrix.columns; k++) {
+        uint32_t bits = matrix.kind == BF16 ? (uint32_t)load_as<uint16_t>(from + 2 * k) << 16 : load_as<uint32_t>(from + 4 * k);
+        out[k] = load_as<float>(&bits);
+    }
+}
+
+// matrix, out [T, columns]
+static void embed(const Op& op, const Step& step, Worker& worker) {
+    const Matrix& table = *at<Matrix>(op, 0);
+    int first, last;
+    worker.share(step.num_tokens, first, last);
+    for (int t = first; t < last; t++) read_row(table, step.token_ids[t], at<float>(op, 1) + (int64_t)t * table.columns);
+}
+
+// frequencies [half], half, cos [T, half], sin [T, half]; f: scale
+static void rope_table(const Op& op, const Step& step, Worker& worker) {
+    int half = (int)op.a[1], first, last;
+    worker.share(step.num_tokens, first, last);
+    for (int t = first; t < last; t++)
+        for (int i = 0; i < half; i++) {
+            float angle = (float)step.positions[t] * at<float>(op, 0)[i];
+            at<float>(op, 2)[(int64_t)t * half + i] = std::cos(angle) * op.f[0];
+            at<float>(op, 3)[(int64_t)t * half + i] = std::sin(angle) * op.f[0];
+        }
+}
+
+static void normalize(const float* x, int width, const float* weight, float eps, float* out) {
+    F8 squares = zero();
+    int k = 0;
+    for (; k + 8 <= width; k += 8) squares = fma(load(x + k), load(x + k), squares);
+    if (k < width) squares = fma(load_some(x + k, width - k), load_some(x + k, width - k), squares);
+    float factor = 1 / std::sqrt(sum_of(squares) / (float)width + eps);
+    for (k = 0; k + 8 <= width; k += 8) store(out + k, load(x + k) * all(factor) * load(weight + k));
+    for (; k < width; k++) out[k] = x[k] * factor * weight[k];
+}
+
+// x [T or R, width], width, weight, out, narrow or 0, wide or 0, of R; f: eps
+static void norm(const Op& op, const Step& step, Worker& worker) {
+    int width = (int)op.a[1], first, last;
+    worker.share(count_of(step, op.a[6]), first, last);
+    for (int t = first; t < last; t++) {
+        float* out = at<float>(op, 3) + (int64_t)t * width;
+        normalize(at<float>(op, 0) + (int64_t)t * width, width, at<float>(op, 2), op.f[0], out);
+        quantize_row(out, width, t, at<Narrow>(op, 4), at<Wide>(op, 5));
+    }
+}
+
+// The chosen rows of x [T, width], width, out, narrow or 0, wide or 0
+static void gather(const Op& op, const Step& step, Worker& worker) {
+    int width = (int)op.a[1], first, last;
+    worker.share(step.num_rows, first, last);
+    for (int r = first; r < last; r++) {
+        float* out = at<float>(op, 2) + (int64_t)r * width;
+        memcpy(out, at<float>(op, 0) + (int64_t)step.rows[r] * width, 4 * width);
+        quantize_row(out, width, r, at<Narrow>(op, 3), at<Wide>(op, 4));
+    }
+}
+
+// x [T, width], width, narrow or 0, wide or 0
+static void quantize_rows(const Op& op, const Step& step, Worker& worker) {
+    int width = (int)op.a[1], first, last;
+    worker.share(step.num_tokens, first, last);
+    for (int t = first; t < last; t++)
+        quantize_row(at<float>(op, 0) + (int64_t)t * width, width, t, at<Narrow>(op, 2), at<Wide>(op, 3));
+}
+
+// x, y, out [T, width], width
+static void add(const Op& op, const Step& step, Worker& worker) {
+    int width = (int)op.a[3], first, last;
+    worker.share(step.num_tokens, first, last);
+    for (int64_t i = (int64_t)first * width; i < (int64_t)last * width; i++)
+        at<float>(op, 2)[i] = at<float>(op, 0)[i] + at<float>(op, 1)[i];
+}
+
+static void swiglu_row(const float* gate, const float* up, int width, float* out) {
+    int i = 0;
+    for (; i + 8 <= width; i += 8) store(out + i, silu(load(gate + i)) * load(up + i));
+    if (int rest = width - i) store_some(out + i, silu(load_some(gate + i, rest)) * load_some(up + i, rest), rest);
+}
+
+// gate [T, width], up [T, width], width, out, narrow or 0, wide or 0
+static void swiglu(const Op& op, const Step& step, Worker& worker) {
+    int width = (int)op.a[2], first, last;
+    worker.share(step.num_tokens, first, last);
+    for (int t = first; t < last; t++) {
+        float* out = at<float>(op, 3) + (int64_t)t * width;
+        swiglu_row(at<float>(op, 0) + (int64_t)t * width, at<float>(op, 1) + (int64_t)t * width, width, out);
+        quantize_row(out, width, t, at<Narrow>(op, 4), at<Wide>(op, 5));
+    }
+}
+
+// A row of the matrix's activations in the form that its kind takes.
+LATHE_INLINE const void* activation(const Matrix& matrix, const float* x, const Narrow* narrow, const Wide* wide, int64_t row) {
+    int width = matrix.columns;
+    if (matrix.kind < Q8_0) return x + row * width;
+    if (matrix.kind == Q8_0) return wide + row * (width / 32);
+    return narrow + row * (width / 32);
+}
+
+constexpr int TOKENS_AT_ONCE = 96;  // so that their activations stay in the second cache while weights go by
+
+// Rows [first, last) of the matrix times all tokens; first and last are multiples of 16 but for the end.
+template <int KIND, class Put>
+static void multiply_range(
+    const Matrix& matrix, int expert, int first, int last, const void* const* tokens, int count, Put put) {
+    const uint8_t* data = matrix.data + expert * matrix.expert_bytes;
+    for (int begin = 0; begin < count; begin += TOKENS_AT_ONCE) {
+        int many = least(TOKENS_AT_ONCE, count - begin);
+        if constexpr (KIND >= Q8_0) {
+            int num_tiles = matrix.columns / TILE_COLUMNS;
+            for (int row = first; row < last; row += 16)
+                multiply_tile_row<KIND>(
+                    data + (int64_t)(row / 16) * num_tiles * tile_bytes(KIND), num_tiles,
+                    (const Activation<KIND>* const*)tokens + begin, many, [&](int token, const float* sums) {
+                        put(begin + token, row, least(16, last - row), sums);
+                    });
+        } else {
+            const float* scales = matrix.scales ? matrix.scales + expert * matrix.expert_scales : nullptr;
+            for (int row = first; row < last; row += 4)
+                multiply_rows_of<KIND>(
+                    matrix, data, scales, row, least(4, last - row), (const float* const*)tokens + begin, many,
+                    [&](int token, int at_row, float value) { put(begin + token, at_row, 1, &value); });
+        }
+    }
+}
+
+template <class Put>
+static void multiply_range(
+    const Matrix& matrix, int expert, int first, int last, const void* const* tokens, int count, Put put) {
+    switch (matrix.kind) {
+        case F32: return multiply_range<F32>(matrix, expert, first, last, tokens, count, put);
+        case BF16: return multiply_range<BF16>(matrix, expert, first, last, tokens, count, put);
+        case FP8: return multiply_range<FP8>(matrix, expert, first, last, tokens, count, put);
+        case Q8_0: return multiply_range<Q8_0>(matrix, expert, first, last, tokens, count, put);
+        case Q4_0: return multiply_range<Q4_0>(matrix, expert, first, last, tokens, count, put);
+        case Q4_1: return multiply_range<Q4_1>(matrix, expert, first, last, tokens, count, put);
+    }
+}
+
+// How many rows a thread takes at a time: enough to stream, few enough that no thread waits long for the last.
+LATHE_INLINE int rows_at_a_time(int rows, int num_threads) {
+    int part = rows / (num_threads * 4) / 16 * 16;
+    return most(16, least(part, 256));
+}
+
+// matrix, x or 0, narrow or 0, wide or 0, out [T or R, rows] or 0 (the step's logits), residual or 0, of R
+static void linear(const Op& op, const Step& step, Worker& worker) {
+    const Matrix& matrix = *at<Matrix>(op, 0);
+    int count = count_of(step, op.a[6]), rows = matrix.rows;
+    float* out = op.a[4] ? at<float>(op, 4) : step.logits;
+    const float* residual = at<float>(op, 5);
+    const void** tokens = worker.pointers(count);
+    for (int t = 0; t < count; t++)
+        tokens[t] = activation(matrix, at<float>(op, 1), at<Narrow>(op, 2), at<Wide>(op, 3), t);
+    int part = rows_at_a_time(rows, worker.num_threads());
+    for (int first; (first = worker.next() * part) < rows;)
+        multiply_range(
+            matrix, 0, first, least(first + part, rows), tokens, count,
+            [&](int token, int row, int many, const float* sums) {
+                int64_t place = (int64_t)token * rows + row;
+                for (int i = 0; i < many; i++) {
+                    float value = sums[i];
+                    if (matrix.bias) value += matrix.bias[row + i];
+                    out[place + i] = residual ? residual[place + i] + value : value;
+                }
+            });
+}
+
+}  // namespace lathe::LATHE_ISA
