@@ -1,5 +1,6 @@
 """What a start imports, and when its first token comes."""
 
+import gc
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from tiny_models import random_model, tiny_config
 
 from lathe.model.checkpoint import save_model
+from lathe.terminal.start import no_collections
 from lathe.testing import tiny_tokenizer
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -74,6 +76,33 @@ def test_generate_imports_only_what_it_needs(folder, format):
     modules = imported_by("generate", model, "Once", "--max-tokens", "2")
     assert "torch" in modules
     assert not modules & (UNNEEDED | COMPILER)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are libraries linked ahead")
+def test_pytorch_is_linked_ahead_on_a_thread_and_imported_as_ever():
+    code = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from lathe.terminal.start import preload_torch\n"
+        "preload_torch()\n"
+        "for thread in threading.enumerate():\n"
+        "    if thread.name == 'lathe-preload': thread.join()\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert 'libtorch_cpu.so' in Path('/proc/self/maps').read_text()\n"
+        "import torch\n"
+        "assert (torch.ones(3, 3) @ torch.ones(3)).tolist() == [3, 3, 3]"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=110
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_collector_works_again_after_a_start_that_failed():
+    with pytest.raises(KeyError), no_collections():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
 
 
 @pytest.mark.slow
