@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from one_pool import pool
+from one_pool import pool, probed
 
 from lathe.errors import InfrastructureError
 from lathe.sandbox.pool import open_pool
 from lathe.types import Sandbox
 
-__all__ = ["pool"]
+__all__ = ["pool", "probed"]
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""A real pool for each test."""
+"""A real pool for the tests of a module."""
 
-from one_pool import pool
+from one_pool import pool, probed
 
-__all__ = ["pool"]
+__all__ = ["pool", "probed"]

@@ -3,10 +3,13 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from one_pool import probed
 from sandbox_traces import new_traces, traces
 
 from lathe.errors import InfrastructureError
 from lathe.sandbox.pool import Pool, open_pool
+
+__all__ = ["probed"]
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-async def pool(nothing_left) -> AsyncIterator[Pool]:
+async def pool(probed, nothing_left) -> AsyncIterator[Pool]:
     """A pool of the namespace backend. Skips, and says why, where the machine refuses namespaces."""
     try:
         context = open_pool("namespace")

@@ -16,7 +16,7 @@ from lathe.types import Limits
 
 
 @pytest.fixture(params=["namespace", "landlock"])
-async def pool(request, nothing_left):
+async def pool(request, probed, nothing_left):
     """A pool of each backend. Skips, and says why, where the machine refuses it."""
     try:
         context = open_pool(request.param)
@@ -30,7 +30,7 @@ async def pool(request, nothing_left):
 
 
 @pytest.fixture
-async def landlock(nothing_left):
+async def landlock(probed, nothing_left):
     try:
         context = open_pool("landlock")
         made = await context.__aenter__()

@@ -10,7 +10,7 @@ from lathe.sandbox.spec import SandboxSpec
 
 
 @pytest.fixture
-def sync_pool(nothing_left):
+def sync_pool(probed, nothing_left):
     try:
         with open_pool_sync("namespace") as pool:
             yield pool
