@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from abuse import HOSTILE, VALID, nested, places, replaced
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from searching import times
 from serving import serve, wait_until
 
 from lathe.server.app import create_app
@@ -94,7 +95,7 @@ def test_wrong_values_anywhere(server, path):
     body = VALID[path]
     wrong = st.tuples(st.sampled_from(list(places(body))), st.sampled_from(HOSTILE))
 
-    @settings(max_examples=50, suppress_health_check=[*HealthCheck])
+    @times(0.5, suppress_health_check=[*HealthCheck])
     @given(st.lists(wrong, min_size=1, max_size=2), st.booleans())
     def attempt(changes, stream):
         spoilt = {**body, "stream": stream} if "stream" in body else body

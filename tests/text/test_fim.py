@@ -4,8 +4,9 @@ import dataclasses
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from searching import times
 
 from lathe.errors import UserError
 from lathe.testing import tiny_tokenizer
@@ -88,7 +89,7 @@ def normalized(prompt: FimPrompt) -> FimPrompt:
     return FimPrompt(nfc(prompt.prefix), nfc(prompt.suffix), path, nfc(prompt.repo_name), files)
 
 
-@settings(max_examples=200, deadline=None)
+@times(2)
 @given(prompt=prompts, middle=texts)
 def test_what_is_written_is_read(qwen, prompt, middle):
     ids = fim.encode(qwen, prompt)
@@ -108,7 +109,7 @@ def test_other_ids_are_no_prompt(text):
 # Room
 
 
-@settings(max_examples=200, deadline=None)
+@times(2)
 @given(prompt=prompts, room=st.integers(0, 400))
 def test_what_fits_is_within_the_room_and_next_to_the_place(prompt, room):
     whole = fim.encode(tiny, prompt)

@@ -6,8 +6,9 @@ import unicodedata
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from searching import times
 from text_corpus import SCRIPTS, TEXTS
 
 from lathe.errors import CheckpointError
@@ -16,7 +17,7 @@ from lathe.text.pre_tokenizers import LLAMA3
 from lathe.text.tokenizer import StreamDecoder, Tokenizer
 from lathe.text.tokenizer_json import write_tokenizer_json
 
-QUICK = settings(max_examples=150, deadline=None)
+QUICK = times(1.5)
 anything = st.text(st.characters(exclude_categories=["Cs"]))
 snippets = st.lists(
     st.sampled_from([*"aé\u0301\u0338 \n\r\t1٣漢👍🏽_'<|>", "'s", "  ", "\r\n", "def", "ab"])

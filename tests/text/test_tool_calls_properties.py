@@ -6,8 +6,9 @@ import time
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from searching import times
 from test_tool_calls import argument_texts, content, cut, finished, without_ids
 from tool_call_cases import TOOLS, call, optional, tool
 
@@ -112,7 +113,7 @@ def test_these_strings_just_can(value):
     assert same(parse(render(calls)), calls)
 
 
-@settings(max_examples=1000, deadline=None)
+@times(10)
 @given(STRING_CALLS)
 def test_strings_come_back_as_they_were(calls):
     assume(all(carried(value) for one in calls for value in one.arguments.values()))
@@ -121,7 +122,7 @@ def test_strings_come_back_as_they_were(calls):
     assert message.content == ""
 
 
-@settings(max_examples=500, deadline=None)
+@times(5)
 @given(st.permutations(["path", "content", "x"]), st.lists(STRINGS, min_size=3, max_size=3), SOUP)
 def test_strings_come_back_with_tools_on_offer(names, values, text):
     assume(all(map(carried, values)))
@@ -134,7 +135,7 @@ def test_strings_come_back_with_tools_on_offer(names, values, text):
     assert same(parse(render(calls), offered), calls)
 
 
-@settings(max_examples=300, deadline=None)
+@times(3)
 @given(STRING_CALLS, SOUP, SOUP)
 def test_a_value_may_quote_any_call(quoted, before, after):
     assume(all(carried(value) for one in quoted for value in one.arguments.values()))
@@ -151,7 +152,7 @@ def test_a_value_may_quote_any_call(quoted, before, after):
     assert same(parse(render(calls)), calls)
 
 
-@settings(max_examples=200, deadline=None)
+@times(2)
 @given(STRINGS)
 def test_the_end_of_a_turn_carries_an_unclosed_quote(value):
     value = f"{value}\n<tool_call>\n<function=now>\n<parameter=x>\n1"
@@ -170,7 +171,7 @@ ANY_JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@times(3)
 @given(
     st.lists(
         st.builds(ToolCall, NAMES, st.dictionaries(KEYS | SOUP, ANY_JSON, max_size=3)), min_size=1, max_size=3
@@ -219,7 +220,7 @@ TYPED_TOOL = tool("typed", **{name: schema for name, (schema, _) in TYPED.items(
 TYPED_TOOL.parameters["$defs"] = {"count": {"type": "integer"}}
 
 
-@settings(max_examples=300, deadline=None)
+@times(3)
 @given(st.fixed_dictionaries({}, optional={name: values for name, (_, values) in TYPED.items()}), st.data())
 def test_typed_values_come_back_in_both_dialects(arguments, data):
     assume(not any(HALVES.search(text) for text in strings_in(arguments)))
@@ -253,7 +254,7 @@ REPLIES = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@times(5)
 @given(
     REPLIES,
     st.lists(st.integers(0, 400), max_size=8),

@@ -8,8 +8,9 @@ from itertools import permutations
 import jsonschema_rs
 import pytest
 from babbler import babble
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
+from searching import times
 
 from lathe.errors import GrammarError
 from lathe.text.tool_calls import parse, render
@@ -92,7 +93,7 @@ TOO_LARGE = re.compile(r"[eE][+-]?\d{3}|\d{300}")  # for a double; such a number
 
 
 @pytest.mark.parametrize("dialect", ["qwen3_coder", "qwen3"])
-@settings(max_examples=100, suppress_health_check=[*HealthCheck])
+@times(1, suppress_health_check=[*HealthCheck])
 @given(tools=TOOLS, parallel=st.booleans(), seed=st.integers(0, 2**32))
 def test_what_it_lets_through_is_a_valid_call(grammars, dialect, tools, parallel, seed):
     matcher = grammars.matcher(tool_grammar(tools, dialect, parallel=parallel))
@@ -147,7 +148,7 @@ ODD_PARAMETERS = st.dictionaries(st.sampled_from(KEYWORDS), NONSENSE, max_size=5
 
 
 @pytest.mark.parametrize("dialect", ["qwen3_coder", "qwen3"])
-@settings(max_examples=60, suppress_health_check=[*HealthCheck])
+@times(0.6, suppress_health_check=[*HealthCheck])
 @given(parameters=ODD_PARAMETERS, seed=st.integers(0, 2**32))
 def test_an_odd_schema_does_not_take_the_tool_away(grammars, dialect, parameters, seed):
     tools = [Tool("f", "", parameters)]
