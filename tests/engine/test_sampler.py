@@ -22,7 +22,7 @@ def draw(logits, count=1, **options) -> list[int]:
     return [sample(logits, one).token_id for _ in range(count)]
 
 
-def shares(logits, count=20_000, **options) -> dict[int, float]:
+def shares(logits, count=5_000, **options) -> dict[int, float]:
     drawn = Counter(draw(logits, count, seed=0, **options))
     return {token: number / count for token, number in drawn.items()}
 
@@ -36,7 +36,7 @@ def test_samples_follow_the_softmax(temperature):
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     wanted = torch.softmax(logits / temperature, -1)
     got = shares(logits, temperature=temperature)
-    assert all(abs(got.get(token, 0.0) - float(p)) < 0.015 for token, p in enumerate(wanted))
+    assert all(abs(got.get(token, 0.0) - float(p)) < 0.025 for token, p in enumerate(wanted))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_samples_follow_the_softmax(temperature):
     ],
 )
 def test_truncation_keeps_what_it_should(options, kept):
-    got = shares(torch.tensor([0.0, 1.0, 2.0, 3.0]), 3_000, **options)
+    got = shares(torch.tensor([0.0, 1.0, 2.0, 3.0]), 1_500, **options)
     assert set(got) == kept
     probs = torch.softmax(torch.tensor([0.0, 1.0, 2.0, 3.0]), -1)
     total = sum(float(probs[token]) for token in kept)

@@ -63,11 +63,11 @@ def test_guesses_change_no_word(shape):
     """Of twenty words, a model soon repeats itself."""
     model = random_model(tiny_config(vocab_size=20, **shape))
     engine = Engine(model, config=config(model))
-    for start in range(4):
+    for start in range(3):
         prompt = [(start + 7 * place) % 20 for place in range(30)]
         sampling = SamplingParams(temperature=0.0, max_tokens=100)
         assert Listener(engine, prompt, sampling).wait() == greedy_reference(model, prompt, 100)
-    assert engine.gate.num_accepted > 40, "the test must see guesses that were right"
+    assert engine.gate.num_accepted > 20, "the test must see guesses that were right"
     assert engine.gate.num_proposed > engine.gate.num_accepted, "and others that were wrong"
     engine.close()
 
@@ -80,9 +80,9 @@ def test_guesses_leave_the_distribution_as_it_is():
     counts = {}
     for max_drafts in (0, 7):
         engine = Engine(model, config=config(model, max_drafts=max_drafts))
-        samplings = [SamplingParams(temperature=1.5, seed=seed, max_tokens=4) for seed in range(200)]
+        samplings = [SamplingParams(temperature=1.5, seed=seed, max_tokens=4) for seed in range(100)]
         counts[max_drafts] = Counter(tuple(Listener(engine, prompt, one).wait()) for one in samplings)
-        assert (engine.gate.num_proposed > 100) == (max_drafts > 0)
+        assert (engine.gate.num_proposed > 30) == (max_drafts > 0)
         engine.close()
     # The same generator draws each token, so not only the frequencies are the same.
     different = sum((counts[0] - counts[7]).values())

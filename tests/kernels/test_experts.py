@@ -64,7 +64,8 @@ def test_gradients_of_everything():
     def run(x, gate_up, down, weights):
         return grouped_experts(x, gate_up, down, expert_ids, weights)
 
-    assert torch.autograd.gradcheck(run, inputs)
+    # Fast: along random directions instead of all 3,400.
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
 def test_an_expert_that_nobody_chose_has_a_gradient_of_zeros():

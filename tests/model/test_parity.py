@@ -159,6 +159,7 @@ PROMPT = [1, 4093, 198, 19161, 253, 5905, 1517, 338, 6765, 260, 304, 29, 373, 24
 PROMPT += [1, 520, 9531, 198]
 
 
+@pytest.mark.slow
 def test_smollm2_from_its_gguf(parity_table, monkeypatch):
     import gguf
     from transformers import AutoModelForCausalLM
