@@ -53,8 +53,17 @@ async def cut_again_and_again(task, model, pool, path, freeze_share, every) -> t
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize("freeze_share", [1.0, 0.0, 0.5], ids=["frozen", "done again", "both"])
-@pytest.mark.parametrize("every", [5, 7])
+@pytest.mark.parametrize(
+    ("freeze_share", "every"),
+    [
+        pytest.param(1.0, 7, id="frozen"),
+        pytest.param(0.0, 7, id="done again"),
+        pytest.param(0.5, 5, id="both"),
+        pytest.param(1.0, 5, id="frozen, often", marks=pytest.mark.slow),
+        pytest.param(0.0, 5, id="done again, often", marks=pytest.mark.slow),
+        pytest.param(0.5, 7, id="both, seldom", marks=pytest.mark.slow),
+    ],
+)
 async def test_an_attempt_that_is_cut_again_and_again(pool, tmp_path, freeze_share, every):
     model = ScriptedModel(answer=forgetful)
     whole = await rollout(TASK, model, pool)
