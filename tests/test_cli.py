@@ -250,8 +250,8 @@ def test_the_printed_curl_line_works_and_signals_stop_the_server(stop):
             assert [model["id"] for model in models] == ["smollm2", "small", "big"]
         started = time.monotonic()
         process.send_signal(stop)
-        process.wait(10)
-        assert time.monotonic() - started < 4
+        process.wait(60)
+        assert time.monotonic() - started < 20, "it waits for replies, and none is being made"
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
