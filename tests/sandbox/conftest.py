@@ -12,8 +12,13 @@ from lathe.sandbox.pool import Pool, open_pool
 __all__ = ["probed"]
 
 
+@pytest.fixture(scope="module")
+async def loop() -> None:
+    """The module's event loop, whose descriptors are there before a test's are counted."""
+
+
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
+def nothing_left(loop) -> Iterator[None]:
     """Fails the test when a process, mount, cgroup, descriptor or folder of it outlives it."""
     before = traces()
     yield
