@@ -8,7 +8,7 @@ PORT ?= 8000
 # Other people's coding agents that `make test-clients` installs and runs, or `all`.
 CLIENTS ?= qwen mini
 
-.PHONY: serve test check test-slow test-clients sanitize format clean
+.PHONY: serve test check test-slow test-clients sanitize cross-check format clean
 
 serve: .venv/installed
 	@$(BIN)/lathe serve $(MODEL) --port $(PORT)
@@ -35,6 +35,10 @@ test-clients: .venv/installed-dev
 sanitize: .venv/installed-dev
 	$(BIN)/python tests/kernels/cpu/sanitized.py address,undefined
 	$(BIN)/python tests/kernels/cpu/sanitized.py thread
+
+# The kernels for processors that are not here, in an emulator: Debian's g++-aarch64-linux-gnu and qemu-user.
+cross-check: .venv/installed-dev
+	$(BIN)/pytest tests/kernels/cpu/test_cross_check.py -m "" -rs --timeout 1200
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .

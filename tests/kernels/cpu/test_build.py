@@ -35,6 +35,7 @@ SOURCES = {
         static const char* chosen = "";
         API int lathe_abi_version(void) { return VERSION; }
         API const char* lathe_isa(void) { return chosen; }
+        API void lathe_run(void) {}
         API int lathe_init(const char* isa, int num_threads) {
             if (num_threads < 1) return -1;
         #define CHOOSE(each) if (!isa || !std::strcmp(isa, #each)) chosen = each::name();
@@ -145,6 +146,7 @@ def test_an_instruction_set_that_can_not_be_had_is_an_error_not_a_slow_run(tmp_p
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF objects with nm")
 def test_no_function_is_shared_between_instruction_sets(tmp_path):
     """Else a machine without AVX2 may get the copy that was compiled for it."""
@@ -172,6 +174,14 @@ def test_building_imports_nothing_that_is_installed(tmp_path):
         [sys.executable, "-I", "-S", build.__file__, "--help"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0 and "--sanitize" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_model_without_compiled_kernels_says_so_once():
+    program = "from lathe import LLM; LLM('smollm2').close()"
+    done = in_new_process(program, LATHE_CPU_LIBRARY="/nonexistent/lib.so")
+    assert done.returncode == 0 and done.stderr.count("no compiled kernels") == 1, done.stderr
+    assert "run `lathe kernels build`" in done.stderr
 
 
 def in_new_process(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
