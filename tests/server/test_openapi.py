@@ -2,7 +2,7 @@
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -13,6 +13,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+from searching import times
 
 from lathe.server.app import create_app
 from lathe.testing import ScriptedModel
@@ -40,13 +41,7 @@ def test_made_up_requests(mode):
     num_cases = 0
     for operation in operations:
 
-        @settings(
-            max_examples=25,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=[*HealthCheck],
-        )
+        @times(0.4, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
         @given(case=operation.as_strategy(generation_mode=mode))
         def attempt(case):
             nonlocal num_cases
