@@ -220,7 +220,7 @@ class Recorder:
             ids.width,
             len(gate_up[0]) if isinstance(gate_up, tuple) else gate_up.shape[0],
         )
-        order, begins = self.floats(2 * num_chosen), self.room(4 * (num_experts + 1))
+        order, begins = self.floats(2 * num_chosen), self.room(4 * (2 * num_experts + 1))
         inner = self.floats(2 * num_chosen * gate.rows)
         activated = self.room(self.capacity * num_chosen * (gate.rows // 32 + 1) * WIDE_BYTES)
         outs, out = self.floats(num_chosen * last.rows), self.floats(last.rows)

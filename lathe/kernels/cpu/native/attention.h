@@ -51,44 +51,59 @@ static void write_token(const Attention& a, const Step& step, int t) {
     }
 }
 
-// scores[r][0..15] of R queries and a page's 16 keys
-template <int R>
-static void score(const float* const* q, const float* keys, int d, float (*scores)[KEYS]) {
-    F8 acc[R][2];
-    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = zero();
-    for (int i = 0; i < d; i++) {
-        F8 k0 = load(keys + i * PAGE), k1 = load(keys + i * PAGE + 8);
-        for (int r = 0; r < R; r++) {
-            F8 x = all(q[r][i]);
-            acc[r][0] = fma(x, k0, acc[r][0]), acc[r][1] = fma(x, k1, acc[r][1]);
-        }
-    }
-    for (int r = 0; r < R; r++) store(scores[r], acc[r][0]), store(scores[r] + 8, acc[r][1]);
-}
-
-// out[r][0..d) = out[r] * decay[r] + weights[r] . values of `count` keys
-template <int R>
-static void mix(const float (*weights)[KEYS], const float* decay, const float* const* pages, int count, int d, float* const* out) {
-    for (int i = 0; i < d; i += 16) {
-        bool whole = i + 16 <= d;  // else 8 more: d is a multiple of 8
-        F8 acc[R][2];
-        for (int r = 0; r < R; r++) {
-            acc[r][0] = load(out[r] + i) * all(decay[r]);
-            acc[r][1] = whole ? load(out[r] + i + 8) * all(decay[r]) : zero();
-        }
-        for (int key = 0; key < count; key++) {
-            const float* value = pages[key / PAGE] + key % PAGE * d + i;
-            F8 v0 = load(value), v1 = whole ? load(value + 8) : zero();
+// scores[r][16 p ...] of R queries and the 16 keys of each of P pages
+template <int R, int P>
+static void score(const float* const* q, const float* const* pages, int d, float (*scores)[KEYS]) {
+    F8 acc[P][R][2];
+    for (int p = 0; p < P; p++)
+        for (int r = 0; r < R; r++) acc[p][r][0] = acc[p][r][1] = zero();
+    for (int i = 0; i < d; i++)
+        for (int p = 0; p < P; p++) {
+            F8 k0 = load(pages[p] + i * PAGE), k1 = load(pages[p] + i * PAGE + 8);
             for (int r = 0; r < R; r++) {
-                F8 w = all(weights[r][key]);
-                acc[r][0] = fma(w, v0, acc[r][0]), acc[r][1] = fma(w, v1, acc[r][1]);
+                F8 x = all(q[r][i]);
+                acc[p][r][0] = fma(x, k0, acc[p][r][0]), acc[p][r][1] = fma(x, k1, acc[p][r][1]);
             }
         }
+    for (int p = 0; p < P; p++)
+        for (int r = 0; r < R; r++)
+            store(scores[r] + 16 * p, acc[p][r][0]), store(scores[r] + 16 * p + 8, acc[p][r][1]);
+}
+
+// Of all pages of a block; as many at once as there are registers for their sums.
+template <int R>
+LATHE_INLINE void score_block(const float* const* q, const float* const* pages, int num_pages, int d, float (*scores)[KEYS]) {
+    constexpr int P = R == 1 ? 4 : R <= 3 ? 2 : 1;
+    int p = 0;
+    for (; p + P <= num_pages; p += P) score<R, P>(q, pages + p, d, (float(*)[KEYS])(scores[0] + p * PAGE));
+    for (; p < num_pages; p++) score<R, 1>(q, pages + p, d, (float(*)[KEYS])(scores[0] + p * PAGE));
+}
+
+// out[r][i ...] = out[r][i ...] * decay[r] + weights[r] . values[...][i ...] of `count` keys, for 8 W numbers
+template <int R, int W>
+static void mix(const float (*weights)[KEYS], const float* decay, const float* const* pages, int count, int d, int i, float* const* out) {
+    F8 acc[R][W];
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) acc[r][w] = load(out[r] + i + 8 * w) * all(decay[r]);
+    for (int key = 0; key < count; key++) {
+        const float* value = pages[key / PAGE] + key % PAGE * d + i;
+        F8 v[W];
+        for (int w = 0; w < W; w++) v[w] = load(value + 8 * w);
         for (int r = 0; r < R; r++) {
-            store(out[r] + i, acc[r][0]);
-            if (whole) store(out[r] + i + 8, acc[r][1]);
+            F8 weight = all(weights[r][key]);
+            for (int w = 0; w < W; w++) acc[r][w] = fma(weight, v[w], acc[r][w]);
         }
     }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) store(out[r] + i + 8 * w, acc[r][w]);
+}
+
+template <int R>
+LATHE_INLINE void mix_block(const float (*weights)[KEYS], const float* decay, const float* const* pages, int count, int d, float* const* out) {
+    constexpr int W = R == 1 ? 8 : R <= 3 ? 4 : 2;
+    int i = 0;
+    for (; i + 8 * W <= d; i += 8 * W) mix<R, W>(weights, decay, pages, count, d, i, out);
+    for (; i < d; i += 8) mix<R, 1>(weights, decay, pages, count, d, i, out);
 }
 
 template <class F>
@@ -110,12 +125,12 @@ static float soften(float* scores, int seen, float& before, float& total) {
     for (int i = 0; i < seen; i++) top = scores[i] > top ? scores[i] : top;
     F8 sum = zero();
     for (int i = 0; i < KEYS; i += 8) {
-        F8 weights = exp(load(scores + i) - all(top));
-        float some[8];
-        store(some, weights);
-        for (int j = 0; j < 8; j++)
-            if (i + j >= seen) some[j] = 0;
-        weights = load(some);
+        F8 weights = i < seen ? exp(load(scores + i) - all(top)) : zero();
+        if (i < seen && seen < i + 8) {
+            float some[8];
+            store(some, weights);
+            weights = load_some(some, seen - i);
+        }
         store(scores + i, weights);
         sum = sum + weights;
     }
@@ -147,20 +162,19 @@ static void attend_tile(const Attention& a, const Step& step, const Span& span, 
     int seen_by_first = span.num_keys - span.num_queries + first + 1, seen_by_last = seen_by_first + last - first - 1;
     for (int begin = 0; begin < seen_by_last; begin += KEYS) {
         int count = least(KEYS, seen_by_last - begin);
-        const float* values[KEYS / PAGE];
-        for (int p = 0; p * PAGE < count; p++) {
+        int num_pages = (count + PAGE - 1) / PAGE;
+        const float *keys[KEYS / PAGE], *values[KEYS / PAGE];
+        for (int p = 0; p < num_pages; p++) {
             int page = step.pages[span.first_page + begin / PAGE + p];
-            values[p] = a.value_page(page, kv_head);
-            by_sixes(num_rows, [&](auto r, int row) {
-                score<r>(q + row, a.key_page(page, kv_head), d, (float(*)[KEYS])(scores[row] + p * PAGE));
-            });
+            keys[p] = a.key_page(page, kv_head), values[p] = a.value_page(page, kv_head);
         }
+        by_sixes(num_rows, [&](auto r, int row) { score_block<r>(q + row, keys, num_pages, d, scores + row); });
         for (int row = 0; row < num_rows; row++) {
             int seen = least(count, seen_by_first + row / group - begin);
             decay[row] = seen > 0 ? soften(scores[row], seen, top[row], total[row]) : 1;
             if (seen <= 0) memset(scores[row], 0, sizeof(scores[row]));
         }
-        by_sixes(num_rows, [&](auto r, int row) { mix<r>(scores + row, decay + row, values, count, d, out + row); });
+        by_sixes(num_rows, [&](auto r, int row) { mix_block<r>(scores + row, decay + row, values, count, d, out + row); });
     }
     for (int row = 0; row < num_rows; row++)
         for (int i = 0; i < d; i += 8) store(out[row] + i, load(out[row] + i) / all(total[row]));
@@ -178,12 +192,12 @@ static void attend(const Op& op, const Step& step, Worker& worker) {
     worker.meet();
 
     int group = a.num_heads / a.num_kv_heads, many = most(1, QUERY_ROWS / group);
-    int span = 0, before = 0;  // pieces of the spans before this one
-    for (int piece; true;) {
-        piece = worker.next();
-        auto pieces = [&](int s) { return a.num_kv_heads * ((step.spans[s].num_queries + many - 1) / many); };
-        while (span < step.num_spans && piece >= before + pieces(span)) before += pieces(span++);
-        if (span == step.num_spans) break;
+    auto pieces_of = [&](int s) { return a.num_kv_heads * ((step.spans[s].num_queries + many - 1) / many); };
+    int count = 0, span = 0, before = 0;  // pieces of the spans before this one
+    for (int s = 0; s < step.num_spans; s++) count += pieces_of(s);
+    for (int piece; (piece = worker.next(count)) >= 0;) {
+        if (piece < before) span = before = 0;
+        while (piece >= before + pieces_of(span)) before += pieces_of(span++);
         int tile = (piece - before) / a.num_kv_heads, head = (piece - before) % a.num_kv_heads;
         int begin = tile * many, end = least(begin + many, step.spans[span].num_queries);
         attend_tile(a, step, step.spans[span], head, begin, end, worker);

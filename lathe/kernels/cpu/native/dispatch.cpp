@@ -53,7 +53,7 @@ int lathe_init(const char* isa, int num_threads) {
 }
 
 void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step) {
-    lathe::run_together(threads, num_ops * lathe::COUNTERS_PER_CALL, [=](lathe::Worker& worker) {
+    lathe::run_together(threads, num_ops, [=](lathe::Worker& worker) {
         chosen->run_calls(ops, num_ops, *step, worker);
     });
 }

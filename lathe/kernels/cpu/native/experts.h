@@ -31,24 +31,25 @@ static void route(const Op& op, const Step& step, Worker& worker) {
                at<float>(op, 4) + t * k, probs);
 }
 
+// Who was chosen at all, and the sorted rows of each: begins[e] to begins[e + 1].
+struct Chosen {
+    const int32_t *begins, *experts;
+    int count;
+};
+
 // One piece of work: some rows of one expert's matrix times its tokens.
 template <class Multiply>
-static void share_experts(Worker& worker, int which, int num_experts, const int32_t* begins, int rows, int part, Multiply multiply) {
-    int parts = (rows + part - 1) / part, expert = 0, before = 0;  // pieces of the experts before this one
-    for (int piece; true;) {
-        piece = worker.next(which);
-        while (expert < num_experts && piece >= before + (begins[expert + 1] > begins[expert] ? parts : 0)) {
-            before += begins[expert + 1] > begins[expert] ? parts : 0;
-            expert++;
-        }
-        if (expert == num_experts) return;
-        int first = (piece - before) * part;
-        multiply(expert, first, least(first + part, rows));
+static void share_experts(Worker& worker, int which, const Chosen& chosen, int rows, int part, Multiply multiply) {
+    int parts = (rows + part - 1) / part;
+    for (int piece; (piece = worker.next(chosen.count * parts, which)) >= 0;) {
+        int first = piece % parts * part;
+        multiply(chosen.experts[piece / parts], first, least(first + part, rows));
     }
 }
 
 // gate, up and down matrices, x or 0, narrow or 0, wide or 0, ids [T, k], weights [T, k], k, E,
-// choice of each sorted row [Tk] then sorted row of each choice [Tk], first sorted row of each expert [E + 1],
+// choice of each sorted row [Tk] then sorted row of each choice [Tk], first sorted row of each expert [E + 1] and those
+// that were chosen [E],
 // gate's and up's outputs [2, Tk, I], inner activations in down's form (fp32 ones: in place of gate's), out of each
 // sorted row [Tk, D], out [T, D], residual or 0
 static void experts(const Op& op, const Step& step, Worker& worker) {
@@ -56,7 +57,8 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
     int k = (int)op.a[8], num_experts = (int)op.a[9], num_rows = step.num_tokens * k;
     int inner = gate.rows, width = down.rows;
     const int32_t* ids = at<int32_t>(op, 6);
-    int32_t *choices = at<int32_t>(op, 10), *sorted = choices + num_rows, *begins = at<int32_t>(op, 11);
+    int32_t *choices = at<int32_t>(op, 10), *sorted = choices + num_rows;
+    int32_t *begins = at<int32_t>(op, 11), *active = begins + num_experts + 1;
     float *gates = at<float>(op, 12), *ups = gates + (int64_t)num_rows * inner, *outs = at<float>(op, 14);
 
     if (worker.index == 0) {  // a counting sort
@@ -66,13 +68,18 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
         for (int i = 0; i < num_rows; i++) choices[sorted[i] = begins[ids[i]]++] = i;
         for (int e = num_experts; e > 0; e--) begins[e] = begins[e - 1];
         begins[0] = 0;
+        for (int e = 0, i = 0; e < num_experts; e++)
+            if (begins[e + 1] > begins[e]) active[i++] = e;
     }
     worker.meet();
+    Chosen chosen{begins, active, 0};
+    for (int e = 0; e < num_experts; e++) chosen.count += begins[e + 1] > begins[e];
 
     const void** tokens = worker.pointers(num_rows);
     for (int row = 0; row < num_rows; row++)
         tokens[row] = activation(gate, at<float>(op, 3), at<Narrow>(op, 4), at<Wide>(op, 5), choices[row] / k);
-    int part = rows_at_a_time(inner, worker.num_threads());
+    int tokens_each = num_rows / num_experts;
+    int part = rows_at_a_time(inner, tokens_each, worker.num_threads());
     auto into = [&](const Matrix& matrix, float* outs) {
         return [tokens, &matrix, outs, begins](int expert, int first, int last) {
             int begin = begins[expert], rows = matrix.rows;
@@ -83,8 +90,8 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
                 });
         };
     };
-    share_experts(worker, 0, num_experts, begins, inner, part, into(gate, gates));
-    share_experts(worker, 1, num_experts, begins, inner, part, into(up, ups));
+    share_experts(worker, 0, chosen, inner, part, into(gate, gates));
+    share_experts(worker, 1, chosen, inner, part, into(up, ups));
     worker.meet();
 
     int first, last;
@@ -100,7 +107,8 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
 
     for (int row = 0; row < num_rows; row++)
         tokens[row] = activation(down, gates, at<Narrow>(op, 13), at<Wide>(op, 13), row);
-    share_experts(worker, 2, num_experts, begins, width, rows_at_a_time(width, worker.num_threads()), into(down, outs));
+    part = rows_at_a_time(width, tokens_each, worker.num_threads());
+    share_experts(worker, 2, chosen, width, part, into(down, outs));
     worker.meet();
 
     worker.share(step.num_tokens, first, last);
@@ -109,11 +117,13 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
         float* out = at<float>(op, 15) + (int64_t)t * width;
         for (int i = 0; i < width; i += 8) {
             int many = least(8, width - i);
+            auto get = [many](const float* from) { return many == 8 ? load(from) : load_some(from, many); };
             F8 sum = zero();  // a token's terms are added in the order of its choice
             for (int j = 0; j < k; j++)
-                sum = fma(all(weights[j]), load_some(outs + (int64_t)sorted[t * k + j] * width + i, many), sum);
-            if (residual) sum = load_some(residual + (int64_t)t * width + i, many) + sum;
-            store_some(out + i, sum, many);
+                sum = fma(all(weights[j]), get(outs + (int64_t)sorted[t * k + j] * width + i), sum);
+            if (residual) sum = get(residual + (int64_t)t * width + i) + sum;
+            if (many == 8) store(out + i, sum);
+            else store_some(out + i, sum, many);
         }
     }
 }

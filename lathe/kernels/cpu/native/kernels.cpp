@@ -29,7 +29,7 @@ static void call(const Op& op, const Step& step, Worker& worker) {
 static void run_calls(const Op* ops, int num_ops, const Step& step, Worker& worker) {
     for (int i = 0; i < num_ops; i++) {
         if (ops[i].waits) worker.meet();
-        worker.first_counter = i * COUNTERS_PER_CALL;
+        worker.begin(i);
         call(ops[i], step, worker);
     }
 }

@@ -105,12 +105,16 @@ static void swiglu_row(const float* gate, const float* up, int width, float* out
 
 // gate [T, width], up [T, width], width, out, narrow or 0, wide or 0
 static void swiglu(const Op& op, const Step& step, Worker& worker) {
-    int width = (int)op.a[2], first, last;
-    worker.share(step.num_tokens, first, last);
-    for (int t = first; t < last; t++) {
-        float* out = at<float>(op, 3) + (int64_t)t * width;
-        swiglu_row(at<float>(op, 0) + (int64_t)t * width, at<float>(op, 1) + (int64_t)t * width, width, out);
-        quantize_row(out, width, t, at<Narrow>(op, 4), at<Wide>(op, 5));
+    constexpr int PART = 256;  // a single token's numbers are shared among the threads, too
+    int width = (int)op.a[2], parts = (width + PART - 1) / PART, first, last;
+    worker.share(step.num_tokens * parts, first, last);
+    for (int piece = first; piece < last; piece++) {
+        int64_t begin = (int64_t)(piece / parts) * width + piece % parts * PART;
+        int many = least(PART, width - piece % parts * PART);
+        float* out = at<float>(op, 3) + begin;
+        swiglu_row(at<float>(op, 0) + begin, at<float>(op, 1) + begin, many, out);
+        if (op.a[4]) quantize(out, many, at<Narrow>(op, 4) + begin / 32);
+        if (op.a[5]) quantize(out, many, at<Wide>(op, 5) + begin / 32);
     }
 }
 
@@ -162,10 +166,11 @@ static void multiply_range(
     }
 }
 
-// How many rows a thread takes at a time: enough to stream, few enough that no thread waits long for the last.
-LATHE_INLINE int rows_at_a_time(int rows, int num_threads) {
-    int part = rows / (num_threads * 4) / 16 * 16;
-    return most(16, least(part, 256));
+// How many rows a thread takes at a time. For few tokens, so few that no thread waits long for the last; for many,
+// so many that the tokens' activations, which go by once for each piece, don't hold up the weights.
+LATHE_INLINE int rows_at_a_time(int rows, int num_tokens, int num_threads) {
+    if (num_tokens <= 16) return 32;
+    return most(16, least(rows / (num_threads * 4) / 16 * 16, 256));
 }
 
 // matrix, x or 0, narrow or 0, wide or 0, out [T or R, rows] or 0 (the step's logits), residual or 0, of R
@@ -177,10 +182,10 @@ static void linear(const Op& op, const Step& step, Worker& worker) {
     const void** tokens = worker.pointers(count);
     for (int t = 0; t < count; t++)
         tokens[t] = activation(matrix, at<float>(op, 1), at<Narrow>(op, 2), at<Wide>(op, 3), t);
-    int part = rows_at_a_time(rows, worker.num_threads());
-    for (int first; (first = worker.next() * part) < rows;)
+    int part = rows_at_a_time(rows, count, worker.num_threads());
+    for (int piece; (piece = worker.next((rows + part - 1) / part)) >= 0;)
         multiply_range(
-            matrix, 0, first, least(first + part, rows), tokens, count,
+            matrix, 0, piece * part, least((piece + 1) * part, rows), tokens, count,
             [&](int token, int row, int many, const float* sums) {
                 int64_t place = (int64_t)token * rows + row;
                 for (int i = 0; i < many; i++) {

@@ -37,8 +37,22 @@ int Worker::num_threads() const { return team->num_threads; }
 
 void Worker::meet() { team->meet(); }
 
-int Worker::next(int which) {
-    return team->counters[first_counter + which].fetch_add(1, std::memory_order_relaxed);
+void Worker::begin(int number) {
+    call = number;
+    for (int& each : helped) each = 0;
+}
+
+int Worker::next(int count, int which) {
+    for (int& turn = helped[which]; turn < team->num_threads; turn++) {
+        int owner = (index + turn) % team->num_threads;
+        int first = (int)((int64_t)count * owner / team->num_threads);
+        int last = (int)((int64_t)count * (owner + 1) / team->num_threads);
+        auto& taken = team->taken[(int64_t)call * team->num_threads + owner].pieces[which];
+        if (first + taken.load(std::memory_order_relaxed) >= last) continue;
+        int piece = first + taken.fetch_add(1, std::memory_order_relaxed);
+        if (piece < last) return piece;
+    }
+    return -1;
 }
 
 void Worker::share(int count, int& first, int& last) const {
@@ -78,10 +92,11 @@ class Pool {
         for (auto& thread : threads) thread.join();
     }
 
-    void run(int num_counters, const std::function<void(Worker&)>& work) {
-        if ((int)team.counters.size() < num_counters)
-            team.counters = std::vector<std::atomic<int>>(num_counters);
-        for (auto& counter : team.counters) counter.store(0, std::memory_order_relaxed);
+    void run(int num_calls, const std::function<void(Worker&)>& work) {
+        size_t needed = (size_t)num_calls * team.num_threads;
+        if (team.taken.size() < needed) team.taken = std::vector<Taken>(needed);
+        for (size_t i = 0; i < needed; i++)
+            for (auto& pieces : team.taken[i].pieces) pieces.store(0, std::memory_order_relaxed);
         {
             std::lock_guard<std::mutex> lock(mutex);
             current = &work;
@@ -141,11 +156,11 @@ Pools& pools() {
 
 }  // namespace
 
-void run_together(int num_threads, int num_counters, const std::function<void(Worker&)>& work) {
+void run_together(int num_threads, int num_calls, const std::function<void(Worker&)>& work) {
     std::lock_guard<std::mutex> lock(pools().mutex);
     auto& pool = pools().pool;
     if (!pool || pool->num_threads() != num_threads) pool.reset(), pool.reset(new Pool(num_threads));
-    pool->run(num_counters, work);
+    pool->run(num_calls, work);
 }
 
 }  // namespace lathe

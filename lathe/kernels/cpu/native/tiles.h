@@ -47,20 +47,65 @@ LATHE_INLINE float largest(const float* x) {
     return max_of(most);
 }
 
+#if defined(__AVX2__)
+
+// Eight whole numbers each, from x * factor.
+LATHE_INLINE __m256i whole(const float* x, __m256 factor) { return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor)); }
+
+LATHE_INLINE int sum_of(__m256i x) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+
+LATHE_INLINE void round_into(const float* x, float factor, Narrow* out, int (&sums)[2]) {
+    __m256 f = _mm256_set1_ps(factor);
+    __m256i low = _mm256_packs_epi32(whole(x, f), whole(x + 8, f)), high = _mm256_packs_epi32(whole(x + 16, f), whole(x + 24, f));
+    // packing goes by halves of registers; this puts their four-byte pieces back in order
+    __m256i q = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i*)out->q, q);
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
+    sums[0] = sum_of(_mm256_madd_epi16(pairs, _mm256_set1_epi32(1)));
+    sums[1] = sum_of(_mm256_madd_epi16(pairs, _mm256_set1_epi32(1 << 16)));
+}
+
+LATHE_INLINE void round_into(const float* x, float factor, Wide* out) {
+    __m256 f = _mm256_set1_ps(factor);
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    for (int i = 0; i < 32; i += 16) {
+        __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole(x + i, f), whole(x + i + 8, f)), 0xD8);
+        _mm256_storeu_si256((__m256i*)(out->q + i), _mm256_shuffle_epi8(q, order));
+    }
+}
+
+#else
+
 LATHE_INLINE void rounded(const float* x, float factor, float (&out)[32]) {
     for (int i = 0; i < 32; i += 8) store(out + i, round_to_even(load(x + i) * all(factor)));
 }
 
+LATHE_INLINE void round_into(const float* x, float factor, Narrow* out, int (&sums)[2]) {
+    float values[32];
+    rounded(x, factor, values);
+    for (int i = 0; i < 32; i++) sums[i >> 1 & 1] += out->q[i] = (int8_t)values[i];
+}
+
+LATHE_INLINE void round_into(const float* x, float factor, Wide* out) {
+    float values[32];
+    rounded(x, factor, values);
+    for (int i = 0; i < 32; i += 4) {
+        out->q[i] = (int16_t)values[i], out->q[i + 1] = (int16_t)values[i + 2];
+        out->q[i + 2] = (int16_t)values[i + 1], out->q[i + 3] = (int16_t)values[i + 3];
+    }
+}
+
+#endif
+
 static void quantize(const float* x, int columns, Narrow* out) {
     for (int first = 0; first < columns; first += 32, out++) {
-        float most = largest(x + first), values[32];
-        float factor = most > 0 ? 127 / most : 0;
-        rounded(x + first, factor, values);
+        float most = largest(x + first);
         int sums[2] = {};
-        for (int i = 0; i < 32; i++) {
-            out->q[i] = (int8_t)values[i];
-            sums[i >> 1 & 1] += out->q[i];
-        }
+        round_into(x + first, most > 0 ? 127 / most : 0, out, sums);
         out->scale = most / 127;
         out->bias[0] = (int16_t)(-8 * sums[0]), out->bias[1] = (int16_t)(-8 * sums[1]);
         out->sum = out->scale * (float)(sums[0] + sums[1]);
@@ -70,13 +115,8 @@ static void quantize(const float* x, int columns, Narrow* out) {
 
 static void quantize(const float* x, int columns, Wide* out) {
     for (int first = 0; first < columns; first += 32, out++) {
-        float most = largest(x + first), values[32];
-        float factor = most > 0 ? 32767 / most : 0;
-        rounded(x + first, factor, values);
-        for (int i = 0; i < 32; i += 4) {
-            out->q[i] = (int16_t)values[i], out->q[i + 1] = (int16_t)values[i + 2];
-            out->q[i + 2] = (int16_t)values[i + 1], out->q[i + 3] = (int16_t)values[i + 3];
-        }
+        float most = largest(x + first);
+        round_into(x + first, most > 0 ? 32767 / most : 0, out);
         out->scale = most / 32767;
         out->padding = 0;
     }
