@@ -50,9 +50,10 @@ def python_command(sanitize: str) -> list[str]:
 
 def main() -> int:
     sanitize, *arguments = sys.argv[1:]
-    library = ROOT / "build" / sanitize / build.LIBRARY.name
+    library = ROOT / "build" / sanitize.replace(",", "-") / build.LIBRARY.name
     build.build(library, sanitize=sanitize)
-    tests = arguments or [str(HERE), "--ignore", str(HERE / "test_build.py"), "-m", ""]
+    about_building = ["--ignore", str(HERE / "test_build.py"), "--ignore", str(HERE / "test_sanitized.py")]
+    tests = arguments or [str(HERE), *about_building]
     pytest = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "1200", *tests]
     command = [*python_command(sanitize), *pytest]
     return subprocess.run(command, env=environment(library, sanitize), cwd=ROOT).returncode

@@ -53,7 +53,8 @@ static void multiply_block(
         if (k % (64 / value_bytes(KIND)) == 0)
             for (int r = 0; r < R; r++)
                 __builtin_prefetch(rows + r * row_bytes + (int64_t)k * value_bytes(KIND) + AHEAD);
-        add(k, load_weights<KIND>, load);
+        add(k, [](const uint8_t* from) { return load_weights<KIND>(from); },
+            [](const float* from) { return load(from); });
     }
     if (int rest = columns - k)
         add(k, [=](const uint8_t* from) { return load_some_weights<KIND>(from, rest); },
