@@ -58,13 +58,7 @@ class LatheSide:
 
 def serve(pipe: Connection, path: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    with ThreadPoolExecutor(1) as loader:  # its OpenMP pool ends with it; see LLM
-        model = loader.submit(load_model, open_checkpoint(path)).result()
-    # One step reads eight prompts of 128 tokens.
-    config = EngineConfig(
-        max_context=2048, kv_memory_bytes=2**30, prefill_chunk=8 * 128, prefix_cache=False, max_drafts=0
-    )
-    engine = Engine(model, config=config)
+    engine = engine_of(path)
     pipe.send(None)
     while True:
         try:
@@ -73,6 +67,16 @@ def serve(pipe: Connection, path: Path, threads: int) -> None:
             break
         pipe.send(generate(engine, prompts, num_new))
     engine.close()
+
+
+def engine_of(path: Path) -> Engine:
+    """One that reads eight prompts of 128 tokens in a step, keeps none of them, and guesses nothing."""
+    with ThreadPoolExecutor(1) as loader:  # its OpenMP pool ends with it; see LLM
+        model = loader.submit(load_model, open_checkpoint(path)).result()
+    config = EngineConfig(
+        max_context=2048, kv_memory_bytes=2**30, prefill_chunk=8 * 128, prefix_cache=False, max_drafts=0
+    )
+    return Engine(model, config=config)
 
 
 def generate(engine: Engine, prompts: Ids, num_new: int) -> tuple[float, float, Ids]:

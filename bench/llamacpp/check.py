@@ -23,7 +23,7 @@ from cpu import DEFAULT, MEASUREMENTS, Measurement, prompts_of
 from cpu_models import MODELS, model_file
 from llamacpp.build import built
 from llamacpp.peer import Peer
-from machine import NOISE_LIMIT, describe, quietly
+from machine import MAX_TRIES, NOISE_LIMIT, describe, quietly
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--folder", type=Path, default=MODELS)
+    made.add_argument("--tries", type=int, default=MAX_TRIES)
     made.add_argument("--options", nargs="*", default=[])
     options = made.parse_args()
     print(f"{describe()}, {options.threads} threads, {options.rounds} rounds: median tokens/s\n")
@@ -57,8 +58,8 @@ def compare(peer: Peer, path: Path, measurement: Measurement, options: argparse.
     peer.measure(prompts, following)  # warms up, as theirs do
     pairs, noisy = [], 0
     for _ in range(options.rounds):
-        seconds, noise = quietly(lambda: peer.measure(prompts, following), [peer.pid])
-        theirs, their_noise = quietly(lambda: own_rate(path, measurement, options.threads), [])
+        seconds, noise = quietly(lambda: peer.measure(prompts, following), [peer.pid], options.tries)
+        theirs, their_noise = quietly(lambda: own_rate(path, measurement, options.threads), [], options.tries)
         pairs.append((measurement.rate(*seconds), theirs))
         noisy += max(noise, their_noise) > NOISE_LIMIT
     ours, own = (statistics.median(column) for column in zip(*pairs, strict=True))

@@ -44,7 +44,7 @@ class Peer:
         raw = self.process.stdout.read(num_bytes)
         if len(raw) < num_bytes:
             raise self._ended()
-        return np.frombuffer(raw, "<f4").reshape(len(ids), self.vocab_size)
+        return np.frombuffer(bytearray(raw), "<f4").reshape(len(ids), self.vocab_size)  # may be written to
 
     def __enter__(self) -> Peer:
         return self
