@@ -34,8 +34,10 @@ from llamacpp.build import VERSION
 from llamacpp.peer import Ids, Peer
 from machine import MAX_TRIES, NOISE_LIMIT, Bandwidth, describe, quietly
 
+from lathe.model.checkpoint import Quantize
 from lathe.model.gguf import GgufFile, open_gguf
 
+WEIGHTS: dict[str, Quantize | None] = {"keep": "keep", "float32": None}
 DEFAULT = ["moe1b-q4_0", "moe1b-q8_0", "dense06-q4_0", "dense06-q8_0", "smollm2-q4_1"]
 
 
@@ -95,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", nargs="+", default=DEFAULT, help=f"of smollm2-q4_1, {', '.join(WRITERS)}")
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--threads", type=int, default=2)
+    made.add_argument(
+        "--weights", default="keep", choices=list(WEIGHTS), help="Lathe's in memory: keep the file's"
+    )
     made.add_argument("--folder", type=Path, default=MODELS, help="where cpu_models.py writes")
     made.add_argument("--tries", type=int, default=MAX_TRIES, help="of a measurement that others disturb")
     return made
@@ -103,7 +108,10 @@ def parser() -> argparse.ArgumentParser:
 def compare_beside(path: Path, bandwidth: Bandwidth, options: argparse.Namespace) -> Rounds:
     """Both sides are loaded, and each measurement of one is next to the other's."""
     rounds: Rounds = {measurement: [] for measurement in MEASUREMENTS}
-    with LatheSide(path, options.threads) as lathe, Peer(path, options.threads) as peer:
+    with (
+        LatheSide(path, options.threads, WEIGHTS[options.weights]) as lathe,
+        Peer(path, options.threads) as peer,
+    ):
         following = {measurement: follow(lathe, measurement) for measurement in MEASUREMENTS}
         for measurement in MEASUREMENTS:
             agree(path, measurement, following[measurement], peer)
@@ -124,7 +132,7 @@ def compare_apart(path: Path, bandwidth: Bandwidth, options: argparse.Namespace)
     rounds: Rounds = {measurement: [] for measurement in MEASUREMENTS}
     following: dict[Measurement, Ids] = {}
     for _ in range(options.rounds):
-        with LatheSide(path, options.threads) as lathe:
+        with LatheSide(path, options.threads, WEIGHTS[options.weights]) as lathe:
             following = {measurement: follow(lathe, measurement) for measurement in MEASUREMENTS}
             ours = sample_thrice(lathe, following, bandwidth, options.tries)
         with Peer(path, options.threads) as peer:

@@ -34,10 +34,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 from cpu_models import MODELS, model_file
-from llamacpp.build import VERSION, built
+from llamacpp.build import FOLDER, VERSION, built
 from machine import MAX_TRIES, NOISE_LIMIT, describe, quietly
 
-CONTEXT = 32_768
 STREAM_PROMPT, STREAM_REPLY = 256, 64
 FIRST_PROMPT, REPLY, RESULT = 6_000, 100, 637  # of an agent's turns: 20 make 20,103 tokens of prompt
 VOCABULARY = 30_000  # prompts' ids are below it
@@ -74,15 +73,16 @@ def main() -> None:
     path = model_file(options.model, options.folder.expanduser())
     print(f"{describe()}\nllama.cpp of llama-cpp-python {VERSION}, {options.model}, ", end="")
     print(f"{options.threads} threads, {options.rounds} rounds: medians\n")
-    with lathe_server(path, options.threads) as lathe:
+    rng = random.Random(0)
+    with lathe_server(path, options) as lathe:
         print("| streams | | Lathe | llama-server | ratio | noisy |\n|---|---|---|---|---|---|", flush=True)
         for count in options.streams:
             context = count * (STREAM_PROMPT + STREAM_REPLY + 64)
             with llama_server(path, options.threads, slots=count, context=context) as peer:
-                compare_streams(count, (lathe, peer), options)
+                compare_streams(count, (lathe, peer), rng, options)
         if options.conversation:
-            with llama_server(path, options.threads, slots=1, context=CONTEXT) as peer:
-                compare_conversations((lathe, peer), options)
+            with llama_server(path, options.threads, slots=1, context=options.context) as peer:
+                compare_conversations((lathe, peer), rng, options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,14 +93,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--streams", type=int, nargs="*", default=[1, 8, 32])
     made.add_argument("--conversation", type=int, default=20, help="turns; 0: none")
     made.add_argument("--conversation-rounds", type=int, default=1)
+    made.add_argument("--context", type=int, default=32_768, help="the longest conversation")
+    made.add_argument("--quantize", default="keep", help="of `lathe serve`: keep, or none for float32")
     made.add_argument("--folder", type=Path, default=MODELS, help="where cpu_models.py writes")
     made.add_argument("--tries", type=int, default=MAX_TRIES, help="of a measurement that others disturb")
     return made
 
 
-def compare_streams(count: int, servers: tuple[Server, Server], options: argparse.Namespace) -> None:
-    rng = random.Random(count)
-
+def compare_streams(
+    count: int, servers: tuple[Server, Server], rng: random.Random, options: argparse.Namespace
+) -> None:
     def measure(server: Server) -> tuple[float, list[float]]:
         prompts = [random_ids(rng, STREAM_PROMPT) for _ in range(count)]  # new ones: none is cached
         return asyncio.run(run_streams(server, prompts))
@@ -116,11 +118,11 @@ def compare_streams(count: int, servers: tuple[Server, Server], options: argpars
         )
 
 
-def compare_conversations(servers: tuple[Server, Server], options: argparse.Namespace) -> None:
-    seeds = iter(range(1000))
-
+def compare_conversations(
+    servers: tuple[Server, Server], rng: random.Random, options: argparse.Namespace
+) -> None:
     def measure(server: Server) -> tuple[float, list[float]]:
-        return asyncio.run(run_conversation(server, random.Random(next(seeds)), options.conversation))
+        return asyncio.run(run_conversation(server, rng, options.conversation))
 
     rounds, noisy = in_turns(measure, servers, options.conversation_rounds, options.tries)
     what = f"a conversation of {options.conversation} turns"
@@ -198,7 +200,9 @@ async def stream(http: httpx.AsyncClient, server: Server, prompt: list[int], num
 
 
 def client(server: Server) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=server.url, timeout=1800, limits=httpx.Limits(max_connections=None))
+    # llama-server closes a connection behind a stream without having said so: each request has its own.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=server.url, timeout=1800, limits=limits)
 
 
 def random_ids(rng: random.Random, count: int) -> list[int]:
@@ -209,10 +213,11 @@ def random_ids(rng: random.Random, count: int) -> list[int]:
 
 
 @contextmanager
-def lathe_server(path: Path, threads: int) -> Iterator[Server]:
+def lathe_server(path: Path, options: argparse.Namespace) -> Iterator[Server]:
     port = free_port()
     program = [sys.executable, "-c", "from lathe.cli import main; main()", "serve", path, "--port", port]
-    with started("Lathe", [*program, "--no-speculate", "--max-context", CONTEXT], port, threads) as server:
+    program += ["--quantize", options.quantize, "--no-speculate", "--max-context", options.context]
+    with started("Lathe", program, port, options.threads) as server:
         yield server
 
 
@@ -228,14 +233,14 @@ def llama_server(path: Path, threads: int, slots: int, context: int) -> Iterator
 @contextmanager
 def started(name: str, command: list, port: int, threads: int) -> Iterator[Server]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    log = FOLDER / f"{name}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=out, stderr=out)
     url = f"http://127.0.0.1:{port}"
     try:
         while not answers(url):
             if process.poll() is not None:
-                sys.exit(f"{name} ended with code {process.returncode}: {' '.join(map(str, command))}")
+                sys.exit(f"{name} ended with code {process.returncode}; see {log}")
             time.sleep(0.2)
         yield Server(name, url, process.pid)
     finally:

@@ -14,20 +14,20 @@ from llamacpp.peer import Ids
 
 from lathe.engine.engine import Engine, EngineConfig
 from lathe.engine.sequence import Sampled
-from lathe.model.checkpoint import load_model, open_checkpoint
+from lathe.model.checkpoint import Quantize, load_model, open_checkpoint
 from lathe.types import SamplingParams
 
 
 class LatheSide:
-    """A model in the engine: greedy, without a prefix cache and without guesses.
+    """A model in the engine (see `engine_of`), which samples greedily.
 
     `last_ids` is what it sampled last, a row a prompt.
     """
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, quantize: Quantize | None = "keep"):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, path, threads), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, path, threads, quantize), daemon=True)
         self.process.start()
         theirs.close()
         self.pipe.recv()  # it is loaded
@@ -56,9 +56,9 @@ class LatheSide:
         self.process.join()
 
 
-def serve(pipe: Connection, path: Path, threads: int) -> None:
+def serve(pipe: Connection, path: Path, threads: int, quantize: Quantize | None) -> None:
     torch.set_num_threads(threads)
-    engine = engine_of(path)
+    engine = engine_of(path, quantize)
     pipe.send(None)
     while True:
         try:
@@ -69,10 +69,13 @@ def serve(pipe: Connection, path: Path, threads: int) -> None:
     engine.close()
 
 
-def engine_of(path: Path) -> Engine:
-    """One that reads eight prompts of 128 tokens in a step, keeps none of them, and guesses nothing."""
+def engine_of(path: Path, quantize: Quantize | None = "keep") -> Engine:
+    """One that reads eight prompts of 128 tokens in a step, keeps none of them, and guesses nothing.
+
+    The weights have the bits that the file gives them ("keep"), or are plain float32 (None).
+    """
     with ThreadPoolExecutor(1) as loader:  # its OpenMP pool ends with it; see LLM
-        model = loader.submit(load_model, open_checkpoint(path)).result()
+        model = loader.submit(load_model, open_checkpoint(path), quantize=quantize).result()
     config = EngineConfig(
         max_context=2048, kv_memory_bytes=2**30, prefill_chunk=8 * 128, prefix_cache=False, max_drafts=0
     )

@@ -3,9 +3,9 @@
     python bench/quality.py [--models smollm2 moe1b] [--tokens 4096] [--threads 2]
 
 The text is source code from Python's standard library, in windows of 512 tokens; numbers compare where the
-hash of the text, which is printed, is the same. The reference is Lathe's float32 model. All types are made
-from the reference's very weights (smollm2's are the published Q4_1 ones: for that type the weights are exact,
-and only the arithmetic differs).
+hash of the text, which is printed, is the same. The reference is Lathe's float32 model in plain PyTorch. All
+types are made from the reference's very weights (smollm2's are the published Q4_1 ones: for that type the
+weights are exact, and only the arithmetic differs).
 
 Perplexity over all tokens but each window's first; mean KL divergence from the reference in nats; how often
 the likeliest token is the reference's. Lathe's logits are those that its engine samples from; llama.cpp's
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from lathe.engine.engine import Engine
 from lathe.engine.loading import load_tokenizer
-from lathe.model.checkpoint import open_checkpoint
+from lathe.model.checkpoint import Quantize, open_checkpoint
 from lathe.types import SamplingParams
 
 # T tokens, V vocabulary
@@ -95,15 +95,14 @@ def compare(name: str, text: str, options: argparse.Namespace) -> None:
     exact = model_file(f"{name}-f32", folder)
     ids = list(load_tokenizer(open_checkpoint(exact)).encode(text))[: options.tokens]
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
-    with lathe_logits(exact) as logits:
+    with lathe_logits(exact, quantize=None) as logits:
         reference = [logits(window) for window in windows]
-    print(measure(windows, reference, reference).row(name, "f32", "Lathe"), flush=True)
+    print(measure(windows, reference, reference).row(name, "f32", "the reference"), flush=True)
     for type in ("f32", *TYPES[name]):
         path = model_file(f"{name}-{type}", folder)
-        if type != "f32":
-            with lathe_logits(path) as logits:
-                found = measure(windows, map(logits, windows), reference)
-            print(found.row(name, type, "Lathe"), flush=True)
+        with lathe_logits(path) as logits:
+            found = measure(windows, map(logits, windows), reference)
+        print(found.row(name, type, "Lathe"), flush=True)
         with Peer(path, options.threads) as peer:
             theirs = (torch.from_numpy(peer.logits(window)) for window in windows)
             print(measure(windows, theirs, reference).row(name, type, "llama.cpp"), flush=True)
@@ -117,9 +116,9 @@ def measure(windows: list[list[int]], found: Iterable[Tensor], reference: list[T
 
 
 @contextmanager
-def lathe_logits(path: Path) -> Iterator[Callable[[list[int]], Tensor]]:
+def lathe_logits(path: Path, quantize: Quantize | None = "keep") -> Iterator[Callable[[list[int]], Tensor]]:
     """A function from a window's ids to float32 [T, V], as the engine computes them."""
-    engine = engine_of(path)
+    engine = engine_of(path, quantize)
     steps: list[Tensor] = []
     run = engine.runner.run
 
