@@ -123,14 +123,14 @@ def test_generate_continues_text_from_standard_input():
 
 
 def test_chat_reads_one_turn_a_line_and_remembers_until_told():
-    turns = ["What is the capital of France?", "", "/help", "And of Germany?", "/clear", "And of Germany?"]
+    turns = ["What is the capital of Germany?", "", "/help", "And of France?", "/clear", "And of France?"]
     given = "\n".join([*turns, "/exit", "never read"])
     result = call("chat", "smollm2", "--temperature", 0, "--max-tokens", 10, given=given)
     assert result.returncode == 0, result.stderr
-    france, germany, forgotten = result.stdout.splitlines()
-    assert "Paris" in france
+    germany, france, forgotten = result.stdout.splitlines()
     assert "Berlin" in germany
-    assert "Berlin" not in forgotten
+    assert "capital of France is Paris" in france
+    assert "capital" not in forgotten
     assert "/clear" in result.stderr
     assert "tok/s" not in result.stderr, "the speed is for people"
 
@@ -141,9 +141,9 @@ def run_here(*words: object):
 
 
 def test_generate_answers_with_the_template_and_stops_where_told():
-    question = "What is the capital of France?"
-    result = run_here("generate", "smollm2", question, "--chat", "--temperature", 0, "--stop", " Paris")
-    assert result.stdout == "The capital of France is\n", result.stderr
+    question = "What is the capital of Germany?"
+    result = run_here("generate", "smollm2", question, "--chat", "--temperature", 0, "--stop", " Berlin")
+    assert result.stdout == "The capital of Germany is\n", result.stderr
 
 
 def test_info_of_a_file():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
+from lathe.kernels.cpu.memory import aligned_empty
 from lathe.kernels.cpu.packed import PackedMatrix
 from lathe.kernels.fp8 import BLOCK, FP8, dequantize_blocks, num_blocks
 from lathe.model.config import ModelConfig
@@ -99,9 +100,11 @@ def tensor_slots(model: Transformer, *, stacked_experts: bool = False) -> dict[s
 
 
 def memory_for(meta: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor like this one of the meta device, to be filled. `torch.empty_like` would import SymPy first,
-    which takes longer than reading a small model."""
-    return torch.empty(meta.shape, dtype=meta.dtype, device=device)
+    """A tensor like this one of the meta device, to be filled; on a CPU in huge pages where it is large.
+    `torch.empty_like` would import SymPy first, which takes longer than reading a small model."""
+    if torch.device(device).type != "cpu":
+        return torch.empty(meta.shape, dtype=meta.dtype, device=device)
+    return aligned_empty(meta.nbytes).view(meta.dtype).view(meta.shape)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lathe.text.tool_grammar import tool_grammar
 from lathe.types import Message, SamplingParams, TokensDoNotExtend, Tool, Trajectory
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
-ASK = [{"role": "user", "content": "What is the capital of France?"}]
+ASK = [{"role": "user", "content": "What is the capital of Germany?"}]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def smollm2():
 
 def test_real_weights_answer_a_chat(smollm2):
     reply = smollm2.chat(ASK, sampling=GREEDY)
-    assert "Paris" in reply.message.content
+    assert "Berlin" in reply.message.content
     assert reply.finish_reason == "stop"
     assert reply.token_ids[-1] == smollm2.tokenizer.special_tokens["<|im_end|>"]
 
@@ -69,7 +69,7 @@ def test_real_weights_keep_to_a_schema_and_to_a_tool(smollm2):
     assert reply.finish_reason == "stop"
     answer = json.loads(reply.message.content)
     assert answer.keys() == {"city", "is_capital"}
-    assert "Paris" in answer["city"]
+    assert "Berlin" in answer["city"]
 
     look_up = Tool("look_up", "", {"type": "object", "properties": {"city": schema["properties"]["city"]}})
     grammar = tool_grammar([look_up], smollm2.template.dialect, name="look_up")

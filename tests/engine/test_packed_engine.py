@@ -34,7 +34,7 @@ def test_a_packed_model_serves_and_takes_new_weights():
     packed = packed_twin(wide)
     new = {name: weight.clone() for name, weight in other.state_dict().items()}
     packed_twin(other)
-    engine = Engine(packed, config=config(packed))
+    engine = Engine(packed, config=config(packed, compiled=False))
     try:
         assert Listener(engine, [1, 2, 3]).wait() == greedy_reference(wide, [1, 2, 3], GREEDY.max_tokens)
         assert engine.update_weights(new) == 1
@@ -48,7 +48,7 @@ def test_a_packed_model_serves_and_takes_new_weights():
 def test_a_packed_model_is_deterministic_when_asked():
     packed = packed_twin(random_model(CONFIG))
     sampling = SamplingParams(temperature=0.0, max_tokens=8, deterministic=True)
-    engine = Engine(packed, config=config(packed))
+    engine = Engine(packed, config=config(packed, compiled=False))
     try:
         alone = Listener(engine, [7, 8, 9], sampling)
         alone.wait()
