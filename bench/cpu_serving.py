@@ -107,6 +107,8 @@ def compare_streams(
         prompts = [random_ids(rng, STREAM_PROMPT) for _ in range(count)]  # new ones: none is cached
         return asyncio.run(run_streams(server, prompts))
 
+    for server in servers:
+        measure(server)  # warms up
     rounds, noisy = in_turns(measure, servers, options.rounds, options.tries)
     rates = [[one[0] for one in pair] for pair in rounds]
     row(f"{count}", "output tokens/s", rates, noisy)
@@ -137,18 +139,16 @@ def in_turns(
     rounds: int,
     tries: int,
 ) -> tuple[list[list[tuple[float, list[float]]]], int]:
-    """What both servers gave in each round, and how many rounds others disturbed. The first is a warm-up."""
+    """What both servers gave in each round, and how many rounds others disturbed."""
     results, noisy = [], 0
-    for number in range(rounds + 1):
+    for number in range(rounds):
         pair, noise = {}, 0.0
         for server in servers if number % 2 == 0 else reversed(servers):
-            pair[server], share = quietly(
-                lambda server=server: measure(server), [server.pid], tries if number else 1
-            )
+            pair[server], share = quietly(lambda server=server: measure(server), [server.pid], tries)
             noise = max(noise, share)
         results.append([pair[server] for server in servers])
-        noisy += number > 0 and noise > NOISE_LIMIT
-    return results[1:], noisy
+        noisy += noise > NOISE_LIMIT
+    return results, noisy
 
 
 def row(what: str, unit: str, pairs: list[list[float]], noisy: int, less_is_better: bool = False) -> None:
