@@ -27,12 +27,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from cpu_models import MODELS, WRITERS, model_file
 from lathe_side import LatheSide
 from llamacpp.build import VERSION
 from llamacpp.peer import Ids, Peer
-from machine import MAX_TRIES, NOISE_LIMIT, Bandwidth, describe, quietly
+from machine import MAX_TRIES, NOISE_LIMIT, Bandwidth, describe, kernels, quietly
 
 from lathe.model.checkpoint import Quantize
 from lathe.model.gguf import GgufFile, open_gguf
@@ -77,7 +76,8 @@ Rounds = dict[Measurement, list[tuple[Sample, Sample]]]  # Lathe's and llama.cpp
 
 def main() -> None:
     options = parser().parse_args()
-    print(f"{describe()}\ntorch {torch.__version__}, llama.cpp of llama-cpp-python {VERSION}, ", end="")
+    print(f"{describe()}\nLathe's kernels: {kernels(options.threads)}")
+    print(f"llama.cpp of llama-cpp-python {VERSION}, ", end="")
     print(f"{options.threads} threads, {options.rounds} rounds: medians\n")
     print(
         "| model | what | Lathe, tok/s | llama.cpp, tok/s | ratio | of bandwidth: Lathe | llama.cpp | noisy |"

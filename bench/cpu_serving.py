@@ -35,7 +35,7 @@ import httpx
 import numpy as np
 from cpu_models import MODELS, model_file
 from llamacpp.build import FOLDER, VERSION, built
-from machine import MAX_TRIES, NOISE_LIMIT, describe, quietly
+from machine import MAX_TRIES, NOISE_LIMIT, describe, kernels, quietly
 
 STREAM_PROMPT, STREAM_REPLY = 256, 64
 FIRST_PROMPT, REPLY, RESULT = 6_000, 100, 637  # of an agent's turns: 20 make 20,103 tokens of prompt
@@ -71,7 +71,8 @@ class Reply:
 def main() -> None:
     options = parser().parse_args()
     path = model_file(options.model, options.folder.expanduser())
-    print(f"{describe()}\nllama.cpp of llama-cpp-python {VERSION}, {options.model}, ", end="")
+    print(f"{describe()}\nLathe's kernels: {kernels(options.threads)}")
+    print(f"llama.cpp of llama-cpp-python {VERSION}, {options.model}, ", end="")
     print(f"{options.threads} threads, {options.rounds} rounds: medians\n")
     rng = random.Random(0)
     with lathe_server(path, options) as lathe:

@@ -69,7 +69,7 @@ def serve(pipe: Connection, path: Path, threads: int, quantize: Quantize | None)
     engine.close()
 
 
-def engine_of(path: Path, quantize: Quantize | None = "keep") -> Engine:
+def engine_of(path: Path, quantize: Quantize | None = "keep", *, compiled: bool = True) -> Engine:
     """One that reads eight prompts of 128 tokens in a step, keeps none of them, and guesses nothing.
 
     The weights have the bits that the file gives them ("keep"), or are plain float32 (None).
@@ -77,7 +77,12 @@ def engine_of(path: Path, quantize: Quantize | None = "keep") -> Engine:
     with ThreadPoolExecutor(1) as loader:  # its OpenMP pool ends with it; see LLM
         model = loader.submit(load_model, open_checkpoint(path), quantize=quantize).result()
     config = EngineConfig(
-        max_context=2048, kv_memory_bytes=2**30, prefill_chunk=8 * 128, prefix_cache=False, max_drafts=0
+        max_context=2048,
+        kv_memory_bytes=2**30,
+        prefill_chunk=8 * 128,
+        prefix_cache=False,
+        max_drafts=0,
+        compiled=compiled,
     )
     return Engine(model, config=config)
 

@@ -34,6 +34,14 @@ def describe() -> str:
     )
 
 
+def kernels(threads: int) -> str:
+    """Which of Lathe's compiled kernels are used, or why none. In a process that ends: they start threads."""
+    code = "from lathe.kernels.cpu.library import describe; print(describe())"
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return run.stdout.strip()
+
+
 class Bandwidth:
     """GB/s that `threads` threads read, measured anew at each call (0.5 s)."""
 

@@ -29,12 +29,12 @@ from cpu_models import MODELS, model_file
 from lathe_side import engine_of
 from llamacpp.build import VERSION
 from llamacpp.peer import Peer
-from machine import describe
+from machine import describe, kernels
 from torch import Tensor
 
 from lathe.engine.engine import Engine
 from lathe.engine.loading import load_tokenizer
-from lathe.model.checkpoint import Quantize, open_checkpoint
+from lathe.model.checkpoint import open_checkpoint
 from lathe.types import SamplingParams
 
 # T tokens, V vocabulary
@@ -79,10 +79,8 @@ def main() -> None:
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     text = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in SOURCES)
-    print(
-        f"{describe()}\nllama.cpp of llama-cpp-python {VERSION}; {options.tokens} tokens of a text with ",
-        end="",
-    )
+    print(f"{describe()}\nLathe's kernels: {kernels(options.threads)}")
+    print(f"llama.cpp of llama-cpp-python {VERSION}; {options.tokens} tokens of a text with ", end="")
     print(f"the SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]}\n")
     print("| model | type | engine | perplexity | mean KL from float32 | same likeliest token |")
     print("|---|---|---|---|---|---|", flush=True)
@@ -95,7 +93,7 @@ def compare(name: str, text: str, options: argparse.Namespace) -> None:
     exact = model_file(f"{name}-f32", folder)
     ids = list(load_tokenizer(open_checkpoint(exact)).encode(text))[: options.tokens]
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
-    with lathe_logits(exact, quantize=None) as logits:
+    with lathe_logits(exact, quantize=None, compiled=False) as logits:
         reference = [logits(window) for window in windows]
     print(measure(windows, reference, reference).row(name, "f32", "the reference"), flush=True)
     for type in ("f32", *TYPES[name]):
@@ -116,9 +114,9 @@ def measure(windows: list[list[int]], found: Iterable[Tensor], reference: list[T
 
 
 @contextmanager
-def lathe_logits(path: Path, quantize: Quantize | None = "keep") -> Iterator[Callable[[list[int]], Tensor]]:
+def lathe_logits(path: Path, **options) -> Iterator[Callable[[list[int]], Tensor]]:
     """A function from a window's ids to float32 [T, V], as the engine computes them."""
-    engine = engine_of(path, quantize)
+    engine = engine_of(path, **options)
     steps: list[Tensor] = []
     run = engine.runner.run
 
