@@ -1,7 +1,8 @@
 // Runs the kernels on each instruction set that the library and this processor have, with the same inputs, and says
 // how far each is from what is expected: the largest difference over the largest number. Exits 1 where that is too far.
+// Sets that round a product and its sum together must have each other's bits.
 //     cross_check               expects what the plain kernels compute here
-//     cross_check write FILE    writes what the plain kernels compute
+//     cross_check write FILE    writes what the plain kernels compute, and then the best ones
 //     cross_check read FILE     expects what is in FILE, which another machine wrote
 // It needs neither Python nor PyTorch, so that it runs in an emulator.
 #include <algorithm>
@@ -25,9 +26,16 @@ const char* const KINDS[] = {"f32", "bf16", "fp8", "q8_0", "q4_0", "q4_1"};
 struct Result {
     std::string name;
     double tolerance;
+    bool anywhere;  // the same bits on every machine: no cos, sin or exp of the C library is in it
     const float* numbers;
     int count;
 };
+
+#ifdef __aarch64__
+constexpr bool PLAIN_FUSES = true;
+#else
+constexpr bool PLAIN_FUSES = false;
+#endif
 
 uint32_t state;
 
@@ -101,9 +109,9 @@ struct Table {
         std::copy(f.begin(), f.end(), op.f);
         ops.push_back(op);
     }
-    float* result(const std::string& name, int count, double tolerance = 2e-6) {
+    float* result(const std::string& name, int count, double tolerance = 2e-6, bool anywhere = true) {
         float* out = room(count);
-        results.push_back({name, tolerance, out, count});
+        results.push_back({name, tolerance, anywhere, out, count});
         return out;
     }
 };
@@ -147,7 +155,7 @@ void add_attention(Table& table) {
         int64_t q = place(random_floats(TOKENS * H * d)), k = place(random_floats(TOKENS * K * d));
         int64_t v = place(random_floats(TOKENS * K * d)), keys = place(random_floats(PAGES * PAGE * K * d));
         int64_t values = place(random_floats(PAGES * PAGE * K * d)), weight = place(random_floats(d));
-        int64_t out = place(table.result("attend with heads of " + std::to_string(d), TOKENS * H * d, 2e-5));
+        int64_t out = place(table.result("attend with heads of " + std::to_string(d), TOKENS * H * d, 2e-5, false));
         float scale = 1 / std::sqrt((float)d);
         table.call(ATTEND, {q, k, v, out, keys, values, H, K, d, place(cos), place(sin), weight, weight, 0, 0}, {1e-6f, scale});
     }
@@ -159,7 +167,7 @@ void add_experts(Table& table) {
     void *narrow = room<uint8_t>(TOKENS * WIDTH / 32 * NARROW_BYTES), *wide = room<uint8_t>(TOKENS * WIDTH / 32 * WIDE_BYTES);
     table.call(QUANTIZE, {place(x), WIDTH, place(narrow), place(wide)});
     int32_t* ids = room<int32_t>(TOKENS * CHOSEN);
-    float* weights = table.result("route", TOKENS * CHOSEN);
+    float* weights = table.result("route", TOKENS * CHOSEN, 2e-6, false);
     table.call(ROUTE, {place(random_floats(TOKENS * E)), E, CHOSEN, place(ids), place(weights), 1});
     for (Kind kind : {F32, BF16, FP8, Q8_0, Q4_0, Q4_1}) {
         Matrix *gate = random_matrix(kind, INNER, WIDTH, E), *up = random_matrix(kind, INNER, WIDTH, E);
@@ -170,26 +178,36 @@ void add_experts(Table& table) {
         int64_t outs = place(room(sorted * WIDTH));
         // A gate that differs in its last bit may be rounded to the next of 127 steps.
         double tolerance = kind >= Q4_0 ? 1e-2 : kind == Q8_0 ? 1e-4 : 1e-5;
-        int64_t out = place(table.result(std::string("experts ") + KINDS[kind], TOKENS * WIDTH, tolerance));
+        int64_t out = place(table.result(std::string("experts ") + KINDS[kind], TOKENS * WIDTH, tolerance, false));
         table.call(EXPERTS, {place(gate), place(up), place(down), place(x), place(narrow), place(wide), place(ids),
                              place(weights), CHOSEN, E, order, begins, inner, activated, outs, out, 0});
     }
 }
 
-std::vector<Result> run() {
+void run(int num_tokens, std::vector<Result>& results) {
     state = 2463534242u;
     Table table;
     add_rows(table), add_products(table), add_attention(table), add_experts(table);
-    // Six tokens go on after 64 that are in the cache, on pages that lie anywhere; the seventh is another's first.
-    int32_t token_ids[TOKENS] = {0, 36, 16, 15, 31, 32, 1}, positions[TOKENS] = {64, 65, 66, 67, 68, 69, 0};
-    int32_t slots[TOKENS] = {64, 65, 66, 67, 68, 69, 32}, rows[] = {5, 6}, pages[] = {3, 0, 5, 1, 4, 2};
-    Span spans[] = {{0, 6, 70, 0}, {6, 1, 1, 5}};
+    // All but one go on after 64 that are in the cache, on pages that lie anywhere; the last is another sequence's first.
+    int32_t token_ids[TOKENS] = {0, 36, 16, 15, 31, 32, 1}, pages[] = {3, 0, 5, 1, 4, 2}, last = num_tokens - 1;
+    int32_t positions[TOKENS] = {64, 65, 66, 67, 68, 69}, slots[TOKENS] = {64, 65, 66, 67, 68, 69}, rows[] = {last - 1, last};
+    positions[last] = 0, slots[last] = 32;
+    Span spans[] = {{0, last, 64 + last, 0}, {last, 1, 1, 5}};
     Step step = {};
-    step.num_tokens = TOKENS, step.num_rows = 2, step.num_spans = 2;
+    step.num_tokens = num_tokens, step.num_rows = 2, step.num_spans = 2;
     step.token_ids = token_ids, step.positions = positions, step.slots = slots, step.rows = rows;
     step.spans = spans, step.pages = pages;
     lathe_run(table.ops.data(), (int)table.ops.size(), &step);
-    return table.results;
+    for (Result& each : table.results) {
+        each.name = std::to_string(num_tokens) + " tokens: " + each.name;
+        results.push_back(each);
+    }
+}
+
+std::vector<Result> run() {
+    std::vector<Result> results;
+    for (int num_tokens : {7, 6, 5}) run(num_tokens, results);  // four at a time, then 3, 2 or 1
+    return results;
 }
 
 // The largest difference over the largest number; infinite where one is no number.
@@ -209,34 +227,57 @@ std::vector<float> joined(const std::vector<Result>& results) {
     return out;
 }
 
+bool same_bits(const float* some, const float* others, int count) {
+    return !std::memcmp(some, others, (size_t)count * sizeof(float));
+}
+
+void write(const char* path, const std::vector<float>& plain, const std::vector<float>& fused) {
+    std::FILE* file = std::fopen(path, "wb");
+    size_t done = file ? std::fwrite(plain.data(), 4, plain.size(), file) + std::fwrite(fused.data(), 4, fused.size(), file) : 0;
+    if (!file || std::fclose(file) || done != plain.size() + fused.size()) std::perror(path), std::exit(2);
+}
+
+// Both are as long as `plain` is; a machine without vectors leaves `fused` out.
+void read(const char* path, std::vector<float>& plain, std::vector<float>& fused) {
+    std::FILE* file = std::fopen(path, "rb");
+    if (!file || std::fread(plain.data(), 4, plain.size(), file) != plain.size()) std::perror(path), std::exit(2);
+    fused.resize(plain.size());
+    fused.resize(std::fread(fused.data(), 4, fused.size(), file) == plain.size() ? plain.size() : 0);
+    std::fclose(file);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     std::string mode = count == 3 ? arguments[1] : "";
     lathe_init("plain", 1);
-    std::vector<float> expected = joined(run());
-    if (!mode.empty()) {
-        std::FILE* file = std::fopen(arguments[2], mode == "write" ? "wb" : "rb");
-        if (!file) return std::perror(arguments[2]), 2;
-        size_t done = mode == "write" ? std::fwrite(expected.data(), 4, expected.size(), file)
-                                      : std::fread(expected.data(), 4, expected.size(), file);
-        if (std::fclose(file) || done != expected.size()) return std::fprintf(stderr, "%zu numbers\n", done), 2;
-        if (mode == "write") return 0;
+    std::vector<float> expected = joined(run()), fused;
+    if (mode == "write") {
+        lathe_init(nullptr, 1);
+        if (PLAIN_FUSES || std::strcmp(lathe_isa(), "plain")) fused = joined(run());
+        return write(arguments[2], expected, fused), 0;
     }
-    bool far = false;
+    if (mode == "read") read(arguments[2], expected, fused);
+    bool elsewhere = !fused.empty(), wrong = false;
     for (const char* isa : {"plain", "avx2", "avx512", "neon"}) {
         if (lathe_init(isa, 2)) {
             std::printf("%s: not in this library, or not run by this processor\n", isa);
             continue;
         }
-        const float* next = expected.data();
-        for (const Result& each : run()) {
-            double apart = distance(each.numbers, next, each.count);
-            next += each.count;
-            bool too_far = !(apart <= each.tolerance);
-            far = far || too_far;
-            std::printf("%s: %s: %.1e%s\n", isa, each.name.c_str(), apart, too_far ? " TOO FAR" : "");
+        std::vector<Result> results = run();
+        bool fuses = PLAIN_FUSES || std::strcmp(isa, "plain"), is_first = fuses && fused.empty();
+        if (is_first) fused = joined(results);
+        size_t place = 0;
+        for (const Result& each : results) {
+            double apart = distance(each.numbers, expected.data() + place, each.count);
+            bool compared = fuses && !is_first && (each.anywhere || !elsewhere);
+            bool same = compared && same_bits(each.numbers, fused.data() + place, each.count);
+            bool too_far = !(apart <= each.tolerance), other = compared && !same;
+            std::printf("%s: %s: %.1e%s%s%s\n", isa, each.name.c_str(), apart, too_far ? " TOO FAR" : "",
+                        same ? " same bits" : "", other ? " OTHER BITS" : "");
+            wrong = wrong || too_far || other;
+            place += each.count;
         }
     }
-    return far ? 1 : 0;
+    return wrong ? 1 : 0;
 }
