@@ -36,7 +36,6 @@ LATHE_INLINE F8 operator/(F8 x, F8 y) { return {_mm256_div_ps(x.v, y.v)}; }
 LATHE_INLINE F8 fma(F8 x, F8 y, F8 sum) { return {_mm256_fmadd_ps(x.v, y.v, sum.v)}; }
 LATHE_INLINE F8 max(F8 x, F8 y) { return {_mm256_max_ps(x.v, y.v)}; }
 LATHE_INLINE F8 min(F8 x, F8 y) { return {_mm256_min_ps(x.v, y.v)}; }
-LATHE_INLINE F8 absolute(F8 x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
 LATHE_INLINE F8 round_to_even(F8 x) {
     return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -71,7 +70,6 @@ LATHE_INLINE F8 operator/(F8 x, F8 y) { return {vdivq_f32(x.a, y.a), vdivq_f32(x
 LATHE_INLINE F8 fma(F8 x, F8 y, F8 sum) { return {vfmaq_f32(sum.a, x.a, y.a), vfmaq_f32(sum.b, x.b, y.b)}; }
 LATHE_INLINE F8 max(F8 x, F8 y) { return {vmaxq_f32(x.a, y.a), vmaxq_f32(x.b, y.b)}; }
 LATHE_INLINE F8 min(F8 x, F8 y) { return {vminq_f32(x.a, y.a), vminq_f32(x.b, y.b)}; }
-LATHE_INLINE F8 absolute(F8 x) { return {vabsq_f32(x.a), vabsq_f32(x.b)}; }
 LATHE_INLINE F8 round_to_even(F8 x) { return {vrndnq_f32(x.a), vrndnq_f32(x.b)}; }
 LATHE_INLINE float32x4_t power_of_two(float32x4_t n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
@@ -107,7 +105,6 @@ LATHE_INLINE F8 operator/(F8 x, F8 y) { LATHE_EACH x.v[i] /= y.v[i]; return x; }
 LATHE_INLINE F8 fma(F8 x, F8 y, F8 sum) { return x * y + sum; }
 LATHE_INLINE F8 max(F8 x, F8 y) { LATHE_EACH x.v[i] = x.v[i] > y.v[i] ? x.v[i] : y.v[i]; return x; }
 LATHE_INLINE F8 min(F8 x, F8 y) { LATHE_EACH x.v[i] = x.v[i] < y.v[i] ? x.v[i] : y.v[i]; return x; }
-LATHE_INLINE F8 absolute(F8 x) { LATHE_EACH x.v[i] = std::fabs(x.v[i]); return x; }
 LATHE_INLINE F8 round_to_even(F8 x) { LATHE_EACH x.v[i] = std::nearbyint(x.v[i]); return x; }
 LATHE_INLINE F8 power_of_two(F8 n) { LATHE_EACH n.v[i] = std::ldexp(1.0f, (int)n.v[i]); return n; }
 LATHE_INLINE float from_f16(uint16_t bits) {
@@ -155,13 +152,6 @@ LATHE_INLINE float sum_of(F8 x) {
     store(v, x);
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
-LATHE_INLINE float max_of(F8 x) {
-    float v[8];
-    store(v, x);
-    float most = v[0];
-    for (int i = 1; i < 8; i++) most = v[i] > most ? v[i] : most;
-    return most;
-}
 // The first `count` < 8 numbers, then zeros.
 LATHE_INLINE F8 load_some(const float* from, int count) {
     float v[8] = {};
@@ -174,10 +164,10 @@ LATHE_INLINE void store_some(float* to, F8 x, int count) {
     memcpy(to, v, 4 * count);
 }
 
-// e^x within 2 units in the last place; below -87 it is e^-87, and above 88 e^88.
+// e^x within 2 units in the last place; below -87 it is e^-87, and above 88 e^88. Of NaN it is NaN.
 // 2^n * e^r with r in [-ln 2 / 2, ln 2 / 2] and a Taylor polynomial of e^r.
 LATHE_INLINE F8 exp(F8 x) {
-    x = min(max(x, all(-87.0f)), all(88.0f));
+    x = min(all(88.0f), max(all(-87.0f), x));  // of x86's, the second is what comes out where one is NaN
     F8 n = round_to_even(x * all(1.44269504f));
     F8 r = fma(n, all(-0.693359375f), x);
     r = fma(n, all(2.12194440e-4f), r);

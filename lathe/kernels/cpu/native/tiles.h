@@ -30,16 +30,24 @@ struct ActivationOf<Q8_0> { using type = Wide; };
 template <int KIND>
 using Activation = typename ActivationOf<KIND>::type;
 
+// The largest size of 32 numbers. As whole numbers, floats without their sign keep their order and NaN comes last: it
+// is not lost, but makes the scale NaN.
 LATHE_INLINE float largest(const float* x) {
-    F8 most = max(max(absolute(load(x)), absolute(load(x + 8))), max(absolute(load(x + 16)), absolute(load(x + 24))));
-    return max_of(most);
+    int32_t most = 0;
+    for (int i = 0; i < 32; i++) {
+        int32_t bits = load_as<int32_t>(x + i) & 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    return load_as<float>(&most);
 }
+
+constexpr float SMALLEST = 1e-30f;  // a group below it is all zeros: the reciprocal of less may be infinite
 
 static void quantize(const float* x, int columns, Narrow* out) {
     for (int first = 0; first < columns; first += 32, out++) {
         float most = largest(x + first);
         int sums[2] = {};
-        round_into(x + first, most > 0 ? 127 / most : 0, out, sums);
+        round_into(x + first, most > SMALLEST ? 127 / most : 0, out, sums);
         out->scale = most / 127;
         out->bias[0] = (int16_t)(-8 * sums[0]), out->bias[1] = (int16_t)(-8 * sums[1]);
         out->sum = out->scale * (float)(sums[0] + sums[1]);
@@ -50,7 +58,7 @@ static void quantize(const float* x, int columns, Narrow* out) {
 static void quantize(const float* x, int columns, Wide* out) {
     for (int first = 0; first < columns; first += 32, out++) {
         float most = largest(x + first);
-        round_into(x + first, most > 0 ? 32767 / most : 0, out);
+        round_into(x + first, most > SMALLEST ? 32767 / most : 0, out);
         out->scale = most / 32767;
         out->padding = 0;
     }
