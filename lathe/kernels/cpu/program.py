@@ -131,6 +131,8 @@ class Recorder:
 
     def embed(self, _: None, table: Any, __: Any = None) -> Value:
         pointer, made = self._matrix(table)
+        if made.kind == Kind.FP8:
+            raise Unsupported("an embedding in FP8")
         out = self.floats(made.columns)
         return Value(self, out, made.columns, self._call(Code.EMBED, [pointer, out.pointer], writes=[out]))
 
@@ -174,9 +176,11 @@ class Recorder:
     def add(self, x: Value, y: Value) -> Value:
         """x + y, by the call that computes y where it can."""
         places = {Code.LINEAR: 5, Code.EXPERTS: 16}
-        if y.call is not None and y.call.code in places and y.call is self.calls[-1]:
-            y.call.a[places[y.call.code]] = x.room.pointer
-            y.call.reads.add(x.room.pointer)
+        last = self.calls[-1]
+        place = places.get(last.code)
+        if y.call is last and place is not None and not last.a[place]:
+            last.a[place] = x.room.pointer
+            last.reads.add(x.room.pointer)
             return y
         out = self.floats(x.width)
         a = [x.room.pointer, y.room.pointer, out.pointer, x.width]
@@ -337,6 +341,8 @@ class Program:
         vocab_size: int,
     ) -> Tensor:
         """Reads these tokens into the cache. Returns logits [R, V] of the tokens that `rows` names."""
+        if max(len(token_ids), len(rows)) > self.capacity:
+            raise ValueError(f"{len(token_ids)} tokens, {len(rows)} rows; there is room for {self.capacity}")
         arrays = [np.array(numbers, dtype=np.int32) for numbers in (token_ids, positions, slots, rows)]
         native_spans, pages = _native_spans(spans)
         logits = torch.empty(len(rows), vocab_size)

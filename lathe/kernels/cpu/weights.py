@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lathe.kernels.cpu.packed import PackedMatrix
 from lathe.kernels.cpu.table import Kind, Matrix
-from lathe.kernels.fp8 import BLOCK, Fp8Matrix
+from lathe.kernels.fp8 import BLOCK, FP8, Fp8Matrix
 
+VECTOR = 32  # bytes that are loaded at once from tiles, whose sizes are multiples of it
 PLAIN = {torch.float32: Kind.F32, torch.bfloat16: Kind.BF16}
 
 
@@ -54,6 +55,8 @@ def _packed(weight: PackedMatrix, part: int, parts: int) -> tuple[Matrix, list[A
     rows, rest = divmod(weight.rows, parts)
     if rest or (parts > 1 and rows % 16):
         raise Unsupported(f"{parts} packed matrices in common tiles")
+    if weight.data.data_ptr() % VECTOR or not weight.data.is_contiguous():
+        raise Unsupported(f"a packed matrix that does not start at a multiple of {VECTOR} bytes")
     tiles = -(-rows // 16) * (weight.columns // 32)
     tile_bytes = weight.data.shape[-1]
     made = Matrix(kind=Kind[weight.kind.upper()], rows=rows, columns=weight.columns)
@@ -64,9 +67,11 @@ def _packed(weight: PackedMatrix, part: int, parts: int) -> tuple[Matrix, list[A
 
 def _fp8(weight: Fp8Matrix, part: int, parts: int) -> tuple[Matrix, list[Any]]:
     *stack, rows, columns = weight.values.shape
+    if weight.values.dtype != FP8 or not weight.values.is_contiguous():
+        raise Unsupported(f"FP8 values of {weight.values.dtype}, or not row by row")
+    if weight.parts != parts and (rows // weight.parts % BLOCK or rows // parts % BLOCK):
+        raise Unsupported(f"{parts} FP8 matrices in the blocks of {weight.parts}")
     rows //= parts
-    if weight.parts != parts and rows % BLOCK:
-        raise Unsupported(f"{parts} FP8 matrices in common blocks")
     scales = weight.scales.detach().float().contiguous()
     scale_rows = scales.shape[-2] // parts
     made = Matrix(kind=Kind.FP8, rows=rows, columns=columns)
