@@ -82,9 +82,9 @@ class Engine:
         self.weights_version = 0
         self.vocab_size = model.config.vocab_size
         weight = next(model.parameters())
-        library = cpu_kernels() if self.config.compiled and can_run(model) else None
+        self.library = cpu_kernels() if self.config.compiled and can_run(model) else None
         # Weights may be kept in a narrow format (FP8) that arithmetic does not run in; norms never are.
-        dtype = torch.float32 if library else model.norm.weight.dtype
+        dtype = torch.float32 if self.library else model.norm.weight.dtype
         limit = self.config.max_context or model.config.max_position_embeddings
         num_pages = _num_pages(model, limit, dtype, weight.device, self.config)
         self.max_context = min(limit, num_pages * PAGE_SIZE)
@@ -97,7 +97,7 @@ class Engine:
         self.gate = Gate()
         cache = KVCache(model.config, num_pages, dtype=dtype, device=weight.device)
         self.runner: Runner | CompiledRunner = (
-            CompiledRunner(model.eval(), cache, library) if library else Runner(model.eval(), cache)
+            CompiledRunner(model.eval(), cache, self.library) if self.library else Runner(model.eval(), cache)
         )
         self.scheduler = Scheduler(
             self.pool,
@@ -314,7 +314,7 @@ class Engine:
         num_accepted = 0
         for logits_V, draft in zip(rows_RV[-1 - len(share.drafts) :], (*share.drafts, None), strict=True):
             try:
-                token = sample(logits_V, sequence)
+                token = sample(logits_V, sequence, self.library)
             except LatheError as error:
                 self._end(sequence, error)
                 break
@@ -332,10 +332,10 @@ class Engine:
         scores, prompt = sequence.prompt_logprobs, sequence.prompt_token_ids
         if not scores:
             scores.append(None)
-        first = sequence.num_computed + 1
+        first, wanted = sequence.num_computed + 1, sequence.sampling.prompt_logprobs or 0
         for place, logits_V in enumerate(rows_RV, start=first):
             if place == len(scores) and place < len(prompt):
-                scores.append(report_token(prompt[place], logits_V, sequence.sampling.prompt_logprobs or 0))
+                scores.append(report_token(prompt[place], logits_V, wanted, self.library))
 
     def _draft(self, sequence: Sequence, num_decoding: int) -> tuple[int, ...]:
         """Tokens that the sequence may be about to say; none where guessing does not pay."""

@@ -16,24 +16,29 @@ from torch import Tensor
 
 from lathe.engine.sequence import History, Sequence
 from lathe.errors import InvalidRequest
+from lathe.kernels.cpu.library import Library
+from lathe.kernels.cpu.sampling import draw, normalizer
 from lathe.types import SamplingParams, TokenLogprob
 
 # top_p needs the tokens in order, but hardly ever many: sorting these first is exact and saves the rest.
 FIRST_CANDIDATES = 512
 
 
-def sample(logits_V: Tensor, sequence: Sequence) -> TokenLogprob:
+def sample(logits_V: Tensor, sequence: Sequence, library: Library | None = None) -> TokenLogprob:
     """The next token, which the sequence's grammar has accepted. Its log-probability is that of the raw
-    logits (see types.TokenLogprob). Raises GrammarError when the grammar allows no token."""
+    logits (see types.TokenLogprob). Raises GrammarError when the grammar allows no token.
+
+    With a `library` the compiled kernels draw, where they can.
+    """
     logits_V = logits_V.float()
-    scores_V = _penalized(logits_V, sequence) if _has_penalties(sequence.sampling) else logits_V
     if sequence.matcher is None:
-        token_id = _draw(scores_V, sequence)
+        token_id = _draw(logits_V, sequence, library)
     else:
-        allowed_V = sequence.matcher.allowed(len(scores_V), scores_V.device)
-        token_id = _draw(scores_V.masked_fill(~allowed_V, -math.inf), sequence)
+        allowed_V = sequence.matcher.allowed(len(logits_V), logits_V.device)
+        scores_V = _penalized(logits_V, sequence).masked_fill(~allowed_V, -math.inf)
+        token_id = _choose(scores_V, sequence.sampling, _uniform(sequence))
         sequence.matcher.accept(token_id)
-    return report_token(token_id, logits_V, sequence.sampling.logprobs or 0)
+    return report_token(token_id, logits_V, sequence.sampling.logprobs or 0, library)
 
 
 def check_sampling(sampling: SamplingParams) -> None:
@@ -65,12 +70,18 @@ def _has_penalties(sampling: SamplingParams) -> bool:
     )
 
 
-def _penalized(logits_V: Tensor, sequence: Sequence) -> Tensor:
-    sampling = sequence.sampling
+def _history(logits_V: Tensor, sequence: Sequence) -> History:
     if sequence.history is None:
         sequence.history = History(logits_V.shape[-1], logits_V.device)
-    history = sequence.history
-    history.note(sequence)
+    sequence.history.note(sequence)
+    return sequence.history
+
+
+def _penalized(logits_V: Tensor, sequence: Sequence) -> Tensor:
+    sampling = sequence.sampling
+    if not _has_penalties(sampling):
+        return logits_V
+    history = _history(logits_V, sequence)
     factor = sampling.repetition_penalty
     repeated_V = torch.where(logits_V > 0, logits_V / factor, logits_V * factor)
     logits_V = torch.where(history.seen_V, repeated_V, logits_V)
@@ -81,8 +92,35 @@ def _penalized(logits_V: Tensor, sequence: Sequence) -> Tensor:
     )
 
 
-def _draw(logits_V: Tensor, sequence: Sequence) -> int:
-    sampling = sequence.sampling
+def _uniform(sequence: Sequence) -> float:
+    """One random number a token, and none for a greedy one."""
+    return 0.0 if sequence.sampling.temperature == 0 else sequence.random.random()
+
+
+def _draw(logits_V: Tensor, sequence: Sequence, library: Library | None) -> int:
+    sampling, uniform = sequence.sampling, _uniform(sequence)
+    if library is not None:
+        history = _history(logits_V, sequence) if _has_penalties(sampling) else None
+        drawn = draw(
+            library,
+            logits_V,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            uniform=uniform,
+            penalties=(sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+            if history
+            else None,
+            seen_V=history and history.seen_V,
+            counts_V=history and history.counts_V,
+        )
+        if drawn is not None:
+            return drawn
+    return _choose(_penalized(logits_V, sequence), sampling, uniform)
+
+
+def _choose(logits_V: Tensor, sampling: SamplingParams, uniform: float) -> int:
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     # float64: a cumulative sum over 150,000 probabilities must end at 1.
@@ -91,7 +129,7 @@ def _draw(logits_V: Tensor, sequence: Sequence) -> int:
     probs_V = torch.softmax((scores_V - scores_V.max()) / sampling.temperature, dim=-1)
     probs_C, ids_C = _truncated(probs_V, sampling.top_k, sampling.top_p, sampling.min_p)
     cumulative_C = probs_C.cumsum(dim=-1)
-    point = sequence.random.random() * float(cumulative_C[-1])
+    point = uniform * float(cumulative_C[-1])
     index = int(torch.searchsorted(cumulative_C, point, right=True))
     if index == len(ids_C):  # rounding has put the point at the end, where an impossible token may stand
         index = int(probs_C.argmax())
@@ -116,17 +154,19 @@ def _truncated(probs_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple
         count = min(count * 8, limit)
 
 
-def report_token(token_id: int, logits_V: Tensor, num_top: int) -> TokenLogprob:
+def report_token(
+    token_id: int, logits_V: Tensor, num_top: int, library: Library | None = None
+) -> TokenLogprob:
     """A token and the `num_top` best, with their log-probabilities.
 
     One row at a time: how a sum over several rows is split depends on how many there are.
     """
     logits_V = logits_V.float()
-    normalizer = logits_V.logsumexp(dim=-1)
-    logprob = float(logits_V[token_id] - normalizer)
+    total = float(logits_V.logsumexp(dim=-1)) if library is None else normalizer(library, logits_V)
+    logprob = float(logits_V[token_id]) - total
     if num_top == 0:
         return TokenLogprob(token_id, logprob)
     values, ids = logits_V.topk(min(num_top, logits_V.shape[-1]))
     return TokenLogprob(
-        token_id, logprob, tuple(zip(ids.tolist(), (values - normalizer).tolist(), strict=True))
+        token_id, logprob, tuple(zip(ids.tolist(), [value - total for value in values.tolist()], strict=True))
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
 PAGE_SIZE = 16
@@ -74,7 +74,27 @@ class Step(Structure):
     ]
 
 
+class Draw(Structure):
+    _fields_ = [
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("repetition", c_float),
+        ("presence", c_float),
+        ("frequency", c_float),
+        ("top_k", c_int32),
+        ("reserved", c_int32),
+        ("uniform", c_double),
+        ("seen", c_void_p),
+        ("counts", c_void_p),
+    ]
+
+
 def declare(native: ctypes.CDLL) -> None:
-    """Tells ctypes what lathe_run takes."""
+    """Tells ctypes what the functions of native/lathe.h take and give."""
     native.lathe_run.argtypes = [POINTER(Op), ctypes.c_int, POINTER(Step)]
     native.lathe_run.restype = None
+    native.lathe_normalizer.argtypes = [c_void_p, ctypes.c_int]
+    native.lathe_normalizer.restype = c_float
+    native.lathe_draw.argtypes = [c_void_p, ctypes.c_int, POINTER(Draw)]
+    native.lathe_draw.restype = ctypes.c_int

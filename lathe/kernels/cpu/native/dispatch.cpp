@@ -1,5 +1,8 @@
 // Chooses an instruction set that this processor runs.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels.h"
 #include "lathe.h"
@@ -50,6 +53,25 @@ int lathe_init(const char* isa, int num_threads) {
         return 0;
     }
     return -1;
+}
+
+float lathe_normalizer(const float* logits, int vocab) {
+    int num_blocks = (vocab + lathe::LOGITS_BLOCK - 1) / lathe::LOGITS_BLOCK;
+    std::vector<float> tops(num_blocks), sums(num_blocks);
+    lathe::run_together(threads, 1, [&](lathe::Worker& worker) {
+        worker.begin(0);
+        chosen->sum_blocks(logits, vocab, tops.data(), sums.data(), worker);
+    });
+    float top = *std::max_element(tops.begin(), tops.end());
+    double total = 0;
+    for (int block = 0; block < num_blocks; block++) total += sums[block] * std::exp((double)tops[block] - top);
+    return (float)(top + std::log(total));
+}
+
+int lathe_draw(const float* logits, int vocab, const lathe::Draw* draw) {
+    thread_local lathe::Team alone;
+    thread_local lathe::Worker worker{&alone, 0};
+    return chosen->draw_token(logits, vocab, *draw, worker);
 }
 
 void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step) {

@@ -6,6 +6,7 @@ namespace lathe {
 
 constexpr int ABI_VERSION = 1;
 constexpr int PAGE = 16;  // tokens of a page of the key-value cache
+constexpr int LOGITS_BLOCK = 4096;  // logits that are summed by themselves, whoever does it
 
 enum Kind : int32_t { F32 = 0, BF16 = 1, FP8 = 2, Q8_0 = 3, Q4_0 = 4, Q4_1 = 5 };
 
@@ -37,6 +38,15 @@ struct Step {
     const Span* spans;
     const int32_t* pages;
     float* logits;             // [R, vocabulary]
+};
+
+// How a token is drawn. `seen` (or null, without penalties) and `counts` have a number for each token.
+struct Draw {
+    float temperature, top_p, min_p, repetition, presence, frequency;
+    int32_t top_k, reserved;
+    double uniform;  // in [0, 1)
+    const uint8_t* seen;
+    const float* counts;
 };
 
 enum Code : int32_t {

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "experts.h"
 #include "ops.h"
+#include "sampling.h"
 
 #define LATHE_QUOTE(name) #name
 #define LATHE_NAME(name) LATHE_QUOTE(name)
@@ -34,6 +35,6 @@ static void run_calls(const Op* ops, int num_ops, const Step& step, Worker& work
     }
 }
 
-const Kernels kernels = {LATHE_NAME(LATHE_ISA), run_calls};
+const Kernels kernels = {LATHE_NAME(LATHE_ISA), sum_blocks, draw_token, run_calls};
 
 }  // namespace lathe::LATHE_ISA

@@ -152,6 +152,21 @@ LATHE_INLINE float sum_of(F8 x) {
     store(v, x);
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
+LATHE_INLINE float max_of(F8 x) {
+    float v[8];
+    store(v, x);
+    float most = v[0];
+    for (int i = 1; i < 8; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+// Whether none of the next eight numbers is larger.
+LATHE_INLINE bool none_above(const float* from, float limit) {
+#if defined(__AVX2__)
+    return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(from), _mm256_set1_ps(limit), _CMP_GT_OQ)) == 0;
+#else
+    return max_of(load(from)) <= limit;
+#endif
+}
 // The first `count` < 8 numbers, then zeros.
 LATHE_INLINE F8 load_some(const float* from, int count) {
     float v[8] = {};
