@@ -14,7 +14,7 @@ from lathe.kernels.cpu.library import Library
 from lathe.kernels.cpu.program import Program, Recorder
 from lathe.kernels.cpu.weights import Unsupported
 from lathe.kernels.fp8 import Fp8Matrix
-from lathe.model.packed import PackedStack
+from lathe.model.packed import PackedStack, packed_weights
 from lathe.model.quantization import Fp8Stack
 from lathe.model.transformer import Transformer
 
@@ -69,6 +69,12 @@ def can_run(model: Transformer) -> bool:
     except Unsupported:
         return False
     return True
+
+
+def cache_dtype(model: Transformer) -> torch.dtype:
+    """What keys and values are kept in. Beside rounded weights fp16's rounding does not count, and decoding
+    reads half as much; exact weights get an exact cache, which a trainer's forward has, too."""
+    return torch.float16 if packed_weights(model) else torch.float32
 
 
 def record(model: Transformer, cache: KVCache, library: Library, capacity: int) -> Program:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lathe.engine.compiled import CompiledRunner, can_run
+from lathe.engine.compiled import CompiledRunner, cache_dtype, can_run
 from lathe.engine.grammar import Matcher
 from lathe.engine.kv_cache import (
     PAGE_SIZE,
@@ -84,7 +84,7 @@ class Engine:
         weight = next(model.parameters())
         self.library = cpu_kernels() if self.config.compiled and can_run(model) else None
         # Weights may be kept in a narrow format (FP8) that arithmetic does not run in; norms never are.
-        dtype = torch.float32 if self.library else model.norm.weight.dtype
+        dtype = cache_dtype(model) if self.library else model.norm.weight.dtype
         limit = self.config.max_context or model.config.max_position_embeddings
         num_pages = _num_pages(model, limit, dtype, weight.device, self.config)
         self.max_context = min(limit, num_pages * PAGE_SIZE)

@@ -8,12 +8,14 @@ slots are mostly neighbours and attention reads them without gathering.
 from __future__ import annotations
 
 import bisect
+import math
 from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
 
+from lathe.kernels.cpu.memory import aligned_empty
 from lathe.model.config import ModelConfig
 
 PAGE_SIZE = 16
@@ -30,9 +32,7 @@ class KVCache:
     def __init__(self, config: ModelConfig, num_pages: int, *, dtype: torch.dtype, device: torch.device):
         self.num_slots = num_pages * PAGE_SIZE
         shape = (config.num_layers, self.num_slots, config.num_kv_heads, config.head_dim)
-        # Not zeroed: on a CPU the system gives memory to a page when it is first written.
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys, self.values = (_empty(shape, dtype, device) for _ in range(2))
 
     @property
     def num_bytes(self) -> int:
@@ -41,6 +41,13 @@ class KVCache:
     def write(self, layer: int, slots_T: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> None:
         self.keys[layer].index_copy_(0, slots_T, k_TKd)
         self.values[layer].index_copy_(0, slots_T, v_TKd)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Not zeroed: on a CPU the system gives memory to a page when it is first written."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return aligned_empty(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 class PagePool:

@@ -112,8 +112,8 @@ def _draw(logits_V: Tensor, sequence: Sequence, library: Library | None) -> int:
             penalties=(sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
             if history
             else None,
-            seen_V=history and history.seen_V,
-            counts_V=history and history.counts_V,
+            seen_V=history.seen_V if history else None,
+            counts_V=history.counts_V if history else None,
         )
         if drawn is not None:
             return drawn

@@ -204,7 +204,8 @@ class Recorder:
         a = [room.pointer for room in rooms]
         a += [self.keys[layer].data_ptr(), self.values[layer].data_ptr()]
         a += [q.width // d, k.width // d, d, q.rope.cos.pointer, q.rope.sin.pointer]
-        a += [side.norm[0].data_ptr() if side.norm else 0 for side in (q, k)] + [0, 0]
+        a += [side.norm[0].data_ptr() if side.norm else 0 for side in (q, k)]
+        a += [0, 0, int(self.keys.dtype == torch.float16)]
         reads = [q.room, k.room, v.room, *q.rope]
         call = self._call(Code.ATTEND, a, (eps, d**-0.5), reads=reads, writes=[q.room, out])
         return Value(self, out, q.width, call, head_dim=d)

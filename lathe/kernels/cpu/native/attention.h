@@ -1,8 +1,8 @@
 // Attention over the paged cache, with online softmax (Milakov and Gimelshein 2018; Dao et al. 2022): memory for one
 // block of keys, whatever the context.
 //
-// A page holds 16 tokens of a layer: keys [K, d, 16], so that 16 keys' products lie beside one another; values
-// [K, 16, d]. A query's keys go by in blocks of 64 counted from its sequence's first, and every sum runs in their
+// A page holds 16 tokens of a layer, in fp32 or fp16: keys [K, d, 16], so that 16 keys' products lie beside one
+// another; values [K, 16, d]. A query's keys go by in blocks of 64 counted from its sequence's first, and every sum runs in their
 // order: the same bits for a query whatever is computed beside it and however its prompt was cut.
 #pragma once
 #include "ops.h"
@@ -25,18 +25,31 @@ static void turn(const float* x, int d, const float* weight, float eps, const fl
     }
 }
 
+// A number of the cache.
+struct Half { uint8_t bytes[2]; };
+
+LATHE_INLINE F8 load(const Half* from) { return load_f16(from->bytes); }
+LATHE_INLINE void put(float* to, float x) { *to = x; }
+LATHE_INLINE void put(Half* to, float x) {
+    uint8_t half[16];
+    store_f16(half, all(x));
+    memcpy(to->bytes, half, 2);
+}
+
+template <class T>
 struct Attention {
     float *q, *k, *v, *out;  // [T, H d], [T, K d], [T, K d], [T, H d]
-    float *key_cache, *value_cache;
+    T *key_cache, *value_cache;
     int num_heads, num_kv_heads, d;
     const float *cos, *sin, *q_weight, *k_weight;  // [T, d/2]; [d] or null
     float eps, scale;
 
-    float* key_page(int page, int head) const { return key_cache + ((int64_t)page * num_kv_heads + head) * d * PAGE; }
-    float* value_page(int page, int head) const { return value_cache + ((int64_t)page * num_kv_heads + head) * d * PAGE; }
+    T* key_page(int page, int head) const { return key_cache + ((int64_t)page * num_kv_heads + head) * d * PAGE; }
+    T* value_page(int page, int head) const { return value_cache + ((int64_t)page * num_kv_heads + head) * d * PAGE; }
 };
 
-static void write_token(const Attention& a, const Step& step, int t) {
+template <class T>
+static void write_token(const Attention<T>& a, const Step& step, int t) {
     const float *cos = a.cos + (int64_t)t * a.d / 2, *sin = a.sin + (int64_t)t * a.d / 2;
     float* q = a.q + (int64_t)t * a.num_heads * a.d;
     for (int h = 0; h < a.num_heads; h++) turn(q + h * a.d, a.d, a.q_weight, a.eps, cos, sin, a.scale, q + h * a.d);
@@ -45,20 +58,21 @@ static void write_token(const Attention& a, const Step& step, int t) {
         int64_t from = ((int64_t)t * a.num_kv_heads + h) * a.d;
         float turned[MOST_HEAD_DIM];
         turn(a.k + from, a.d, a.k_weight, a.eps, cos, sin, 1, turned);
-        float* keys = a.key_page(page, h) + place;
-        for (int i = 0; i < a.d; i++) keys[i * PAGE] = turned[i];
-        memcpy(a.value_page(page, h) + place * a.d, a.v + from, 4 * a.d);
+        T *keys = a.key_page(page, h) + place, *values = a.value_page(page, h) + place * a.d;
+        for (int i = 0; i < a.d; i++) put(keys + i * PAGE, turned[i]), put(values + i, a.v[from + i]);
     }
 }
 
-// scores[r][16 p ...] of R queries and the 16 keys of each of P pages
-template <int R, int P>
-static void score(const float* const* q, const float* const* pages, int d, float (*scores)[KEYS]) {
+// scores[r][16 p ...] of R queries and the 16 keys of each of P pages. Meanwhile the values are fetched.
+template <int R, int P, class T>
+static void score(const float* const* q, const T* const* pages, const T* const* values, int d, float (*scores)[KEYS]) {
     F8 acc[P][R][2];
     for (int p = 0; p < P; p++)
         for (int r = 0; r < R; r++) acc[p][r][0] = acc[p][r][1] = zero();
     for (int i = 0; i < d; i++)
         for (int p = 0; p < P; p++) {
+            __builtin_prefetch(pages[p] + (i + 16) * PAGE);
+            __builtin_prefetch(values[p] + i * PAGE);
             F8 k0 = load(pages[p] + i * PAGE), k1 = load(pages[p] + i * PAGE + 8);
             for (int r = 0; r < R; r++) {
                 F8 x = all(q[r][i]);
@@ -71,22 +85,23 @@ static void score(const float* const* q, const float* const* pages, int d, float
 }
 
 // Of all pages of a block; as many at once as there are registers for their sums.
-template <int R>
-LATHE_INLINE void score_block(const float* const* q, const float* const* pages, int num_pages, int d, float (*scores)[KEYS]) {
+template <int R, class T>
+LATHE_INLINE void score_block(
+    const float* const* q, const T* const* pages, const T* const* values, int num_pages, int d, float (*scores)[KEYS]) {
     constexpr int P = R == 1 ? 4 : R <= 3 ? 2 : 1;
     int p = 0;
-    for (; p + P <= num_pages; p += P) score<R, P>(q, pages + p, d, (float(*)[KEYS])(scores[0] + p * PAGE));
-    for (; p < num_pages; p++) score<R, 1>(q, pages + p, d, (float(*)[KEYS])(scores[0] + p * PAGE));
+    for (; p + P <= num_pages; p += P) score<R, P>(q, pages + p, values + p, d, (float(*)[KEYS])(scores[0] + p * PAGE));
+    for (; p < num_pages; p++) score<R, 1>(q, pages + p, values + p, d, (float(*)[KEYS])(scores[0] + p * PAGE));
 }
 
 // out[r][i ...] = out[r][i ...] * decay[r] + weights[r] . values[...][i ...] of `count` keys, for 8 W numbers
-template <int R, int W>
-static void mix(const float (*weights)[KEYS], const float* decay, const float* const* pages, int count, int d, int i, float* const* out) {
+template <int R, int W, class T>
+static void mix(const float (*weights)[KEYS], const float* decay, const T* const* pages, int count, int d, int i, float* const* out) {
     F8 acc[R][W];
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) acc[r][w] = load(out[r] + i + 8 * w) * all(decay[r]);
     for (int key = 0; key < count; key++) {
-        const float* value = pages[key / PAGE] + key % PAGE * d + i;
+        const T* value = pages[key / PAGE] + key % PAGE * d + i;
         F8 v[W];
         for (int w = 0; w < W; w++) v[w] = load(value + 8 * w);
         for (int r = 0; r < R; r++) {
@@ -98,8 +113,8 @@ static void mix(const float (*weights)[KEYS], const float* decay, const float* c
         for (int w = 0; w < W; w++) store(out[r] + i + 8 * w, acc[r][w]);
 }
 
-template <int R>
-LATHE_INLINE void mix_block(const float (*weights)[KEYS], const float* decay, const float* const* pages, int count, int d, float* const* out) {
+template <int R, class T>
+LATHE_INLINE void mix_block(const float (*weights)[KEYS], const float* decay, const T* const* pages, int count, int d, float* const* out) {
     constexpr int W = R == 1 ? 8 : R <= 3 ? 4 : 2;
     int i = 0;
     for (; i + 8 * W <= d; i += 8 * W) mix<R, W>(weights, decay, pages, count, d, i, out);
@@ -146,7 +161,8 @@ static float soften(float* scores, int seen, float& before, float& total) {
 }
 
 // The queries [first, last) of a span, for one key-value head and the query heads of its group.
-static void attend_tile(const Attention& a, const Step& step, const Span& span, int kv_head, int first, int last, Worker& worker) {
+template <class T>
+static void attend_tile(const Attention<T>& a, const Step& step, const Span& span, int kv_head, int first, int last, Worker& worker) {
     int group = a.num_heads / a.num_kv_heads, num_rows = (last - first) * group, d = a.d;
     float* room = worker.floats(num_rows * (KEYS + 3));
     float(*scores)[KEYS] = (float(*)[KEYS])room;
@@ -163,12 +179,12 @@ static void attend_tile(const Attention& a, const Step& step, const Span& span, 
     for (int begin = 0; begin < seen_by_last; begin += KEYS) {
         int count = least(KEYS, seen_by_last - begin);
         int num_pages = (count + PAGE - 1) / PAGE;
-        const float *keys[KEYS / PAGE], *values[KEYS / PAGE];
+        const T *keys[KEYS / PAGE], *values[KEYS / PAGE];
         for (int p = 0; p < num_pages; p++) {
             int page = step.pages[span.first_page + begin / PAGE + p];
             keys[p] = a.key_page(page, kv_head), values[p] = a.value_page(page, kv_head);
         }
-        by_sixes(num_rows, [&](auto r, int row) { score_block<r>(q + row, keys, num_pages, d, scores + row); });
+        by_sixes(num_rows, [&](auto r, int row) { score_block<r>(q + row, keys, values, num_pages, d, scores + row); });
         for (int row = 0; row < num_rows; row++) {
             int seen = least(count, seen_by_first + row / group - begin);
             decay[row] = seen > 0 ? soften(scores[row], seen, top[row], total[row]) : 1;
@@ -181,10 +197,11 @@ static void attend_tile(const Attention& a, const Step& step, const Span& span, 
 }
 
 // q, k, v, out, key cache, value cache (of the layer), H, K, d, cos, sin, q's weight or 0, k's weight or 0, narrow or 0,
-// wide or 0 (of out); f: eps, scale. q is changed.
+// wide or 0 (of out), whether the cache is in fp16; f: eps, scale. q is changed.
+template <class T>
 static void attend(const Op& op, const Step& step, Worker& worker) {
-    Attention a{at<float>(op, 0), at<float>(op, 1), at<float>(op, 2), at<float>(op, 3), at<float>(op, 4),
-                at<float>(op, 5), (int)op.a[6], (int)op.a[7], (int)op.a[8], at<float>(op, 9), at<float>(op, 10),
+    Attention<T> a{at<float>(op, 0), at<float>(op, 1), at<float>(op, 2), at<float>(op, 3), at<T>(op, 4),
+                   at<T>(op, 5), (int)op.a[6], (int)op.a[7], (int)op.a[8], at<float>(op, 9), at<float>(op, 10),
                 at<float>(op, 11), at<float>(op, 12), op.f[0], op.f[1]};
     int first, last;
     worker.share(step.num_tokens, first, last);

@@ -70,7 +70,8 @@ float lathe_normalizer(const float* logits, int vocab) {
 
 int lathe_draw(const float* logits, int vocab, const lathe::Draw* draw) {
     thread_local lathe::Team alone;
-    thread_local lathe::Worker worker{&alone, 0};
+    thread_local lathe::Worker worker;
+    worker.team = &alone;
     return chosen->draw_token(logits, vocab, *draw, worker);
 }
 

@@ -18,7 +18,7 @@ static void call(const Op& op, const Step& step, Worker& worker) {
         case NORM: return norm(op, step, worker);
         case LINEAR: return linear(op, step, worker);
         case SWIGLU: return swiglu(op, step, worker);
-        case ATTEND: return attend(op, step, worker);
+        case ATTEND: return op.a[15] ? attend<Half>(op, step, worker) : attend<float>(op, step, worker);
         case ROUTE: return route(op, step, worker);
         case EXPERTS: return experts(op, step, worker);
         case GATHER: return gather(op, step, worker);

@@ -89,6 +89,7 @@ static int draw_token(const float* logits, int vocab, const Draw& draw, Worker& 
         scores = changed;
     }
     Candidate best[MOST];
+    best[0] = {scores[0], 0};
     if (draw.temperature == 0) {
         find_best(scores, vocab, 1, best);
         return best[0].id;

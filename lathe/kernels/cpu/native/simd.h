@@ -49,6 +49,9 @@ LATHE_INLINE F8 load_bf16(const uint8_t* from) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
 LATHE_INLINE F8 load_f16(const uint8_t* from) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from))}; }
+LATHE_INLINE void store_f16(uint8_t* to, F8 x) {
+    _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
 // e4m3's bits are those of a half number whose exponent is 8 too small. (Its one NaN reads as 480.)
 LATHE_INLINE F8 load_fp8(const uint8_t* from) {
     __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)from)), 7);
@@ -85,6 +88,9 @@ LATHE_INLINE F8 from_f16(uint16x8_t bits) {
     return {vcvt_f32_f16(vget_low_f16(half)), vcvt_f32_f16(vget_high_f16(half))};
 }
 LATHE_INLINE F8 load_f16(const uint8_t* from) { return from_f16(vreinterpretq_u16_u8(vld1q_u8(from))); }
+LATHE_INLINE void store_f16(uint8_t* to, F8 x) {
+    vst1q_u8(to, vreinterpretq_u8_f16(vcombine_f16(vcvt_f16_f32(x.a), vcvt_f16_f32(x.b))));
+}
 LATHE_INLINE F8 load_fp8(const uint8_t* from) {
     int16x8_t wide = vshlq_n_s16(vmovl_s8(vreinterpret_s8_u8(vld1_u8(from))), 7);
     return from_f16(vandq_u16(vreinterpretq_u16_s16(wide), vdupq_n_u16(0xBF80))) * all(256.0f);
@@ -117,6 +123,21 @@ LATHE_INLINE float from_f16(uint16_t bits) {
 }
 LATHE_INLINE F8 load_f16(const uint8_t* from) {
     F8 x; LATHE_EACH x.v[i] = from_f16(load_as<uint16_t>(from + 2 * i)); return x;
+}
+// Rounded to the nearest, ties to even; numbers that are too large become infinite.
+LATHE_INLINE uint16_t to_f16(float x) {
+    uint32_t sign = load_as<uint32_t>(&x) >> 16 & 0x8000;
+    x = std::fabs(x);
+    if (!(x < 65520)) return (uint16_t)(sign | (x == x ? 0x7c00 : 0x7e00));
+    if (x < 0x1p-14f) return (uint16_t)(sign | (uint32_t)std::nearbyint(x * 0x1p24f));
+    uint32_t bits = load_as<uint32_t>(&x);
+    bits += 0xfff + (bits >> 13 & 1);
+    return (uint16_t)(sign | ((bits >> 13) - (112 << 10)));
+}
+LATHE_INLINE void store_f16(uint8_t* to, F8 x) {
+    uint16_t half[8];
+    LATHE_EACH half[i] = to_f16(x.v[i]);
+    memcpy(to, half, 16);
 }
 LATHE_INLINE F8 load_bf16(const uint8_t* from) {
     F8 x;

@@ -25,8 +25,8 @@ struct Team {
 
 // What a thread needs of its own.
 struct Worker {
-    Team* team;
-    int index;
+    Team* team = nullptr;
+    int index = 0;
     int call = 0;       // the number of the one that is running
     int helped[4] = {};  // threads whose range of its work is done
     std::vector<const void*> pointer_memory;
