@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lathe.kernels.cpu.blocks import q5_0_as_q8_0
+from lathe.kernels.cpu.memory import Arena
 from lathe.kernels.cpu.packed import PackedMatrix
 from lathe.model.gguf import GgufFile, read_slot
 from lathe.model.gguf_kquants import q4_k_as_q4_1
@@ -47,6 +48,7 @@ def read_packed(
     model: Transformer,
     ready: Mapping[str, Tensor],
     loss: Loss,
+    arena: Arena,
     progress: Progress | None,
 ) -> dict[str, Tensor]:
     """The weights of a model on the meta device that has room for packed ones, by their names in its state
@@ -59,7 +61,7 @@ def read_packed(
         if name in ready:
             weights[name] = ready[name]
         elif name in packed:
-            weights[name] = _pack(file, name, parts, packed[name], loss)
+            weights[name] = _pack(file, name, parts, packed[name], loss, arena)
         elif len(parts) == 1 and not parts[0].rotary_heads and infos[0].type.name == _name(meta[name].dtype):
             raw = file.containers[parts[0].gguf].raw(parts[0].gguf)
             weights[name] = raw.view(meta[name].dtype).view(meta[name].shape)  # stays mapped from the file
@@ -77,11 +79,13 @@ def _name(dtype: torch.dtype) -> str:
     return {torch.float32: "f32", torch.bfloat16: "bf16"}.get(dtype, "")
 
 
-def _pack(file: GgufFile, name: str, parts: list[Slot], place: PackedMatrix, loss: Loss) -> Tensor:
+def _pack(
+    file: GgufFile, name: str, parts: list[Slot], place: PackedMatrix, loss: Loss, arena: Arena
+) -> Tensor:
     def rows_of(expert: int | None) -> list[Rows]:
         return [_rows(file, slot, expert) for slot in parts]
 
-    packed = pack_weight(name, place, rows_of, loss)
+    packed = pack_weight(name, place, rows_of, loss, arena)
     for slot in parts:
         file.containers[slot.gguf].release(slot.gguf)
     return packed.data

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lathe.kernels.cpu.memory import Arena
 from lathe.kernels.cpu.packed import KINDS, PackedMatrix
 from lathe.kernels.fp8 import BLOCK, dequantize_blocks, num_blocks
 from lathe.model import gguf_packing
@@ -79,10 +80,11 @@ def load_packed(
     make_room(model, opened.storage(mode))
     places = packed_weights(model)
     ready = cached(cache, path, opened.paths, mode, places) if cache else {}
+    arena = Arena(place.num_bytes for name, place in places.items() if name not in ready)
     if isinstance(source, GgufFile):
-        weights = gguf_packing.read_packed(source, model, ready, loss, progress)
+        weights = gguf_packing.read_packed(source, model, ready, loss, arena, progress)
     else:
-        pack = partial(_pack_stored, source, ready, loss)
+        pack = partial(_pack_stored, source, ready, loss, arena)
         weights = read_weights(source, model, torch.device("cpu"), progress, pack)
     model.load_state_dict(weights, assign=True)
     if cache and not ready and places:
@@ -121,6 +123,7 @@ def _pack_stored(
     opened: StoredWeights,
     ready: Mapping[str, Tensor],
     loss: Loss,
+    arena: Arena,
     name: str,
     place: PackedMatrix,
     parts: list[str],
@@ -139,7 +142,7 @@ def _pack_stored(
         held[:] = sources
         return [_rows(opened, part, expert) for part in mine]
 
-    packed = pack_weight(name, place, rows_of, loss)
+    packed = pack_weight(name, place, rows_of, loss, arena)
     for source in held:
         source.release()
     return packed.data

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lathe.errors import CheckpointError
+from lathe.kernels.cpu.memory import Arena
 from lathe.kernels.cpu.packed import (
     GROUP,
     KINDS,
@@ -130,15 +131,20 @@ class Loss:
 
 
 def pack_weight(
-    name: str, place: PackedMatrix, rows_of: Callable[[int | None], Sequence[Rows]], loss: Loss
+    name: str,
+    place: PackedMatrix,
+    rows_of: Callable[[int | None], Sequence[Rows]],
+    loss: Loss,
+    arena: Arena,
 ) -> PackedMatrix:
-    """A weight in the kind and shape of `place`. `rows_of(expert)` gives a matrix's rows, in one or more
-    parts from above to below; of a stack it is asked for one expert after the other, of one matrix for None.
+    """A weight in the kind and shape of `place`, in the arena's memory. `rows_of(expert)` gives a matrix's
+    rows, in one or more parts from above to below; of a stack it is asked for one expert after the other, of
+    one matrix for None.
 
     Raises CheckpointError when the kind can't hold a number.
     """
     *stack, rows, columns = place.shape
-    packed = empty_packed(place.kind, rows, columns, stack[0] if stack else None)
+    packed = empty_packed(place.kind, rows, columns, stack[0] if stack else None, arena)
     if not stack:
         pack_matrix(name, packed, rows_of(None), loss)
     for expert in range(stack[0] if stack else 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -28,3 +29,23 @@ def aligned_empty(num_bytes: int) -> Tensor:
     # whole ones only: half a huge page at the end of each of some hundred matrices adds up
     data.madvise(mmap.MADV_HUGEPAGE, start, num_bytes // HUGE_PAGE * HUGE_PAGE)
     return memory[start : start + num_bytes]
+
+
+class Arena:
+    """One stretch of memory for the many matrices of a model, so that small ones lie in huge pages, too.
+
+    It lives as long as any tensor that was taken from it.
+    """
+
+    def __init__(self, sizes: Iterable[int]):
+        """Room for tensors of these sizes in bytes."""
+        self.left = aligned_empty(sum(_aligned(size) for size in sizes))
+
+    def take(self, num_bytes: int) -> Tensor:
+        """uint8 [num_bytes] that starts at a multiple of 64."""
+        taken, self.left = self.left[:num_bytes], self.left[_aligned(num_bytes) :]
+        return taken
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.kernels.cpu import blocks as b
-from lathe.kernels.cpu.memory import aligned_empty
+from lathe.kernels.cpu.memory import Arena, aligned_empty
 
 TILE_ROWS = 16
 GROUP = 32  # numbers that share a scale: a block of GGUF's, a row of a tile
@@ -149,12 +149,15 @@ def packed_bytes(kind: str, rows: int, columns: int, experts: int = 1) -> int:
     return experts * num_tiles(rows, columns) * KINDS[kind].tile_bytes
 
 
-def empty_packed(kind: str, rows: int, columns: int, experts: int | None = None) -> PackedMatrix:
-    """Room for a matrix or a stack, with arbitrary content, in huge pages where it is large."""
+def empty_packed(
+    kind: str, rows: int, columns: int, experts: int | None = None, arena: Arena | None = None
+) -> PackedMatrix:
+    """Room for a matrix or a stack, with arbitrary content: of the arena, or its own."""
     if columns % GROUP or not columns:
         raise ValueError(f"{columns} columns are no whole groups of {GROUP}")
     stack = () if experts is None else (experts,)
-    data = aligned_empty(packed_bytes(kind, rows, columns, experts if experts is not None else 1))
+    num_bytes = packed_bytes(kind, rows, columns, experts if experts is not None else 1)
+    data = aligned_empty(num_bytes) if arena is None else arena.take(num_bytes)
     shape = (*stack, num_tiles(rows, columns), KINDS[kind].tile_bytes)
     return PackedMatrix(kind, rows, columns, data.view(shape))
 

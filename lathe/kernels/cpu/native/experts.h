@@ -37,14 +37,12 @@ struct Chosen {
     int count;
 };
 
-// One piece of work: some rows of one expert's matrix times its tokens.
+// All pieces of the chosen experts' matrices, each by one thread. How an expert's matrix is cut depends on how many
+// tokens chose it; all are cut as for the average, so that a piece's number says what it is.
 template <class Multiply>
-static void share_experts(Worker& worker, int which, const Chosen& chosen, int rows, int part, Multiply multiply) {
-    int parts = (rows + part - 1) / part;
-    for (int piece; (piece = worker.next(chosen.count * parts, which)) >= 0;) {
-        int first = piece % parts * part;
-        multiply(chosen.experts[piece / parts], first, least(first + part, rows));
-    }
+static void share_experts(Worker& worker, int which, const Chosen& chosen, const Pieces& pieces, Multiply multiply) {
+    for (int piece; (piece = worker.next(chosen.count * pieces.count, which)) >= 0;)
+        multiply(chosen.experts[piece / pieces.count], piece % pieces.count);
 }
 
 // gate, up and down matrices, x or 0, narrow or 0, wide or 0, ids [T, k], weights [T, k], k, E,
@@ -78,20 +76,20 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
     const void** tokens = worker.pointers(num_rows);
     for (int row = 0; row < num_rows; row++)
         tokens[row] = activation(gate, at<float>(op, 3), at<Narrow>(op, 4), at<Wide>(op, 5), choices[row] / k);
-    int tokens_each = num_rows / num_experts;
-    int part = rows_at_a_time(inner, tokens_each, worker.num_threads());
-    auto into = [&](const Matrix& matrix, float* outs) {
-        return [tokens, &matrix, outs, begins](int expert, int first, int last) {
+    int tokens_each = (num_rows + chosen.count - 1) / chosen.count;
+    auto multiply_all = [&](int which, const Matrix& matrix, float* outs) {
+        Pieces pieces = cut(matrix, tokens_each, worker.num_threads());
+        share_experts(worker, which, chosen, pieces, [&](int expert, int piece) {
             int begin = begins[expert], rows = matrix.rows;
-            multiply_range(
-                matrix, expert, first, last, tokens + begin, begins[expert + 1] - begin,
+            multiply_piece(
+                matrix, expert, pieces, piece, tokens + begin, begins[expert + 1] - begin,
                 [&](int token, int row, int many, const float* sums) {
                     memcpy(outs + (int64_t)(begin + token) * rows + row, sums, 4 * many);
                 });
-        };
+        });
     };
-    share_experts(worker, 0, chosen, inner, part, into(gate, gates));
-    share_experts(worker, 1, chosen, inner, part, into(up, ups));
+    multiply_all(0, gate, gates);
+    multiply_all(1, up, ups);
     worker.meet();
 
     int first, last;
@@ -107,8 +105,7 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
 
     for (int row = 0; row < num_rows; row++)
         tokens[row] = activation(down, gates, at<Narrow>(op, 13), at<Wide>(op, 13), row);
-    part = rows_at_a_time(width, tokens_each, worker.num_threads());
-    share_experts(worker, 2, chosen, width, part, into(down, outs));
+    multiply_all(2, down, outs);
     worker.meet();
 
     worker.share(step.num_tokens, first, last);

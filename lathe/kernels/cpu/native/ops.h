@@ -128,21 +128,53 @@ LATHE_INLINE const void* activation(const Matrix& matrix, const float* x, const 
 
 constexpr int TOKENS_AT_ONCE = 96;  // so that their activations stay in the second cache while weights go by
 
-// Rows [first, last) of the matrix times all tokens; first and last are multiples of 16 but for the end.
+// How a matrix times some tokens is cut into pieces, each of which one thread does.
+//
+// With few tokens memory decides: a piece is then `streams` rows of tiles, far from one another, and the next piece
+// follows each of them. Rows that this leaves over are pieces of their own. With many tokens a piece is `part` rows
+// one after the other; so many that the tokens' activations, which go by once for each piece, don't hold it up.
+struct Pieces {
+    int count, part, streams, groups;
+};
+
+static Pieces cut(const Matrix& matrix, int num_tokens, int num_threads) {
+    int tile_rows = (matrix.rows + 15) / 16;
+    if (matrix.kind >= Q8_0 && num_tokens <= 3) {
+        int streams = num_tokens == 1 && tile_rows >= 8 ? 4 : tile_rows >= 4 ? 2 : 1, groups = tile_rows / streams;
+        return {groups + tile_rows % streams, 16, streams, groups};
+    }
+    int part = num_tokens <= 16 ? 32 : most(16, least(matrix.rows / (num_threads * 4) / 16 * 16, 256));
+    if (matrix.kind < Q8_0 && matrix.rows < 64 * num_threads) part = most(4, matrix.rows / (num_threads * 4) / 4 * 4);
+    return {(matrix.rows + part - 1) / part, part, 1, 0};
+}
+
+// Rows [first, last) of a matrix that lies row by row; `put(token, row, how many, values)`.
 template <int KIND, class Put>
-static void multiply_range(
-    const Matrix& matrix, int expert, int first, int last, const void* const* tokens, int count, Put put) {
+static void multiply_piece(
+    const Matrix& matrix, int expert, const Pieces& pieces, int piece, const void* const* tokens, int count, Put put) {
     const uint8_t* data = matrix.data + expert * matrix.expert_bytes;
+    int first = piece * pieces.part, last = least(first + pieces.part, matrix.rows);
     for (int begin = 0; begin < count; begin += TOKENS_AT_ONCE) {
         int many = least(TOKENS_AT_ONCE, count - begin);
         if constexpr (KIND >= Q8_0) {
             int num_tiles = matrix.columns / TILE_COLUMNS;
-            for (int row = first; row < last; row += 16)
-                multiply_tile_row<KIND>(
-                    data + (int64_t)(row / 16) * num_tiles * tile_bytes(KIND), num_tiles,
-                    (const Activation<KIND>* const*)tokens + begin, many, [&](int token, const float* sums) {
-                        put(begin + token, row, least(16, last - row), sums);
+            int64_t bytes = (int64_t)num_tiles * tile_bytes(KIND);
+            // `streams` rows of tiles from tile_row on, `apart` from one another
+            auto rows = [&](auto streams, int tile_row, int apart) {
+                multiply_tile_rows<KIND, streams>(
+                    data + tile_row * bytes, apart * bytes, num_tiles, (const Activation<KIND>* const*)tokens + begin,
+                    many, [&](int token, int stream, const float* sums) {
+                        int row = 16 * (tile_row + stream * apart);
+                        put(begin + token, row, least(16, matrix.rows - row), sums);
                     });
+            };
+            if (pieces.groups == 0)
+                for (int row = first; row < last; row += 16) rows(Number<1>(), row / 16, 0);
+            else if (piece >= pieces.groups)
+                rows(Number<1>(), pieces.groups * (pieces.streams - 1) + piece, 0);
+            else if (pieces.streams == 4) rows(Number<4>(), piece, pieces.groups);
+            else if (pieces.streams == 2) rows(Number<2>(), piece, pieces.groups);
+            else rows(Number<1>(), piece, 0);
         } else {
             const float* scales = matrix.scales ? matrix.scales + expert * matrix.expert_scales : nullptr;
             for (int row = first; row < last; row += 4)
@@ -154,23 +186,16 @@ static void multiply_range(
 }
 
 template <class Put>
-static void multiply_range(
-    const Matrix& matrix, int expert, int first, int last, const void* const* tokens, int count, Put put) {
+static void multiply_piece(
+    const Matrix& matrix, int expert, const Pieces& pieces, int piece, const void* const* tokens, int count, Put put) {
     switch (matrix.kind) {
-        case F32: return multiply_range<F32>(matrix, expert, first, last, tokens, count, put);
-        case BF16: return multiply_range<BF16>(matrix, expert, first, last, tokens, count, put);
-        case FP8: return multiply_range<FP8>(matrix, expert, first, last, tokens, count, put);
-        case Q8_0: return multiply_range<Q8_0>(matrix, expert, first, last, tokens, count, put);
-        case Q4_0: return multiply_range<Q4_0>(matrix, expert, first, last, tokens, count, put);
-        case Q4_1: return multiply_range<Q4_1>(matrix, expert, first, last, tokens, count, put);
+        case F32: return multiply_piece<F32>(matrix, expert, pieces, piece, tokens, count, put);
+        case BF16: return multiply_piece<BF16>(matrix, expert, pieces, piece, tokens, count, put);
+        case FP8: return multiply_piece<FP8>(matrix, expert, pieces, piece, tokens, count, put);
+        case Q8_0: return multiply_piece<Q8_0>(matrix, expert, pieces, piece, tokens, count, put);
+        case Q4_0: return multiply_piece<Q4_0>(matrix, expert, pieces, piece, tokens, count, put);
+        case Q4_1: return multiply_piece<Q4_1>(matrix, expert, pieces, piece, tokens, count, put);
     }
-}
-
-// How many rows a thread takes at a time. For few tokens, so few that no thread waits long for the last; for many,
-// so many that the tokens' activations, which go by once for each piece, don't hold up the weights.
-LATHE_INLINE int rows_at_a_time(int rows, int num_tokens, int num_threads) {
-    if (num_tokens <= 16) return 32;
-    return most(16, least(rows / (num_threads * 4) / 16 * 16, 256));
 }
 
 // matrix, x or 0, narrow or 0, wide or 0, out [T or R, rows] or 0 (the step's logits), residual or 0, of R
@@ -182,11 +207,10 @@ static void linear(const Op& op, const Step& step, Worker& worker) {
     const void** tokens = worker.pointers(count);
     for (int t = 0; t < count; t++)
         tokens[t] = activation(matrix, at<float>(op, 1), at<Narrow>(op, 2), at<Wide>(op, 3), t);
-    int part = rows_at_a_time(rows, count, worker.num_threads());
-    for (int piece; (piece = worker.next((rows + part - 1) / part)) >= 0;)
-        multiply_range(
-            matrix, 0, piece * part, least((piece + 1) * part, rows), tokens, count,
-            [&](int token, int row, int many, const float* sums) {
+    Pieces pieces = cut(matrix, count, worker.num_threads());
+    for (int piece; (piece = worker.next(pieces.count)) >= 0;)
+        multiply_piece(
+            matrix, 0, pieces, piece, tokens, count, [&](int token, int row, int many, const float* sums) {
                 int64_t place = (int64_t)token * rows + row;
                 for (int i = 0; i < many; i++) {
                     float value = sums[i];
