@@ -163,10 +163,8 @@ def report_token(
     """
     logits_V = logits_V.float()
     total = float(logits_V.logsumexp(dim=-1)) if library is None else normalizer(library, logits_V)
-    logprob = float(logits_V[token_id]) - total
+    logprob = float(logits_V[token_id] - total)
     if num_top == 0:
         return TokenLogprob(token_id, logprob)
     values, ids = logits_V.topk(min(num_top, logits_V.shape[-1]))
-    return TokenLogprob(
-        token_id, logprob, tuple(zip(ids.tolist(), [value - total for value in values.tolist()], strict=True))
-    )
+    return TokenLogprob(token_id, logprob, tuple(zip(ids.tolist(), (values - total).tolist(), strict=True)))

@@ -10,6 +10,8 @@ from tiny_models import random_model, tiny_config
 from lathe.engine.engine import Engine
 from lathe.engine.runner import invariant_experts
 from lathe.errors import InvalidRequest
+from lathe.kernels.cpu.exact import Exact
+from lathe.kernels.cpu.library import load
 from lathe.kernels.invariant_attention import invariant_causal_attention
 from lathe.model.linear import INVARIANT
 from lathe.types import SamplingParams
@@ -104,6 +106,7 @@ def test_a_reply_read_back_from_the_cache_has_the_bits_of_a_cold_one(model):
     engine.close()
 
 
+@pytest.mark.skipif(load() is None, reason="no compiled kernels here")
 @torch.inference_mode()
 def test_a_trainers_forward_gives_the_bits_that_were_served(model):
     sampling = SAMPLINGS["greedy"]
@@ -112,6 +115,24 @@ def test_a_trainers_forward_gives_the_bits_that_were_served(model):
     ids, logprobs = outcome(Listener(engine, prompt, sampling))
     engine.close()
     packed = [1, 2, 3, *prompt, *ids, 4, 5]  # between two others
+    lengths = [3, len(prompt) + len(ids), 2]
+    positions = [place for length in lengths for place in range(length)]
+    exact = Exact(engine.library)
+    hidden = model(
+        torch.tensor(packed), torch.tensor(positions), exact.attend(lengths), exact.run_experts, exact
+    )
+    logits = model.logits(hidden[3 + len(prompt) - 1 :][: len(ids)], exact)
+    assert exact.logprobs(logits, torch.tensor(ids)).tolist() == logprobs
+
+
+@torch.inference_mode()
+def test_so_does_it_without_compiled_kernels(model):
+    sampling = SAMPLINGS["greedy"]
+    prompt = prompts(1, seed=6, longest=80)[0] * 5
+    engine = Engine(model, config=config(model, compiled=False))
+    ids, logprobs = outcome(Listener(engine, prompt, sampling))
+    engine.close()
+    packed = [1, 2, 3, *prompt, *ids, 4, 5]
     lengths = [3, len(prompt) + len(ids), 2]
     positions = [place for length in lengths for place in range(length)]
     hidden = model(
@@ -135,7 +156,7 @@ def test_the_servers_switch_makes_every_reply_deterministic(tiny_model):
 
 
 def test_a_machine_that_can_not_keep_the_promise_says_so(tiny_model, monkeypatch):
-    engine = Engine(tiny_model, config=config(tiny_model))
+    engine = Engine(tiny_model, config=config(tiny_model, compiled=False))
     monkeypatch.setattr("lathe.engine.runner.is_invariant", lambda weight: False)
     other = Listener(engine, [5], SamplingParams(temperature=0.0, max_tokens=30))
     with pytest.raises(InvalidRequest, match="deterministic is not possible here"):

@@ -15,6 +15,8 @@ from lathe.engine.engine import EngineConfig
 from lathe.engine.runner import invariant_experts
 from lathe.jsonl import read_rollouts
 from lathe.kernels.attention import causal_attention
+from lathe.kernels.cpu.exact import Exact
+from lathe.kernels.cpu.library import load
 from lathe.kernels.experts import grouped_experts
 from lathe.kernels.invariant_attention import invariant_causal_attention
 from lathe.model.linear import INVARIANT, QUICK
@@ -58,6 +60,12 @@ def fresh_logprobs(
     """The log-probability of each token after the first, as a trainer computes it: one pass over the whole
     text, without a cache or a server."""
     ids = torch.tensor(token_ids)
+    library = load()
+    if deterministic and library is not None:
+        exact = Exact(library)
+        positions = torch.arange(len(ids) - 1)
+        hidden = model(ids[:-1], positions, exact.attend([len(positions)]), exact.run_experts, exact)
+        return exact.logprobs(model.logits(hidden, exact), ids[1:])
     attention = invariant_causal_attention if deterministic else causal_attention
     arithmetic = INVARIANT if deterministic else QUICK
     hidden = model(
@@ -201,7 +209,7 @@ def test_weights_that_change_within_a_reply(llm, tmp_path):
     old = copy.deepcopy(model)
     torch.manual_seed(1)
     new = Transformer(model.config)
-    body = {"model": "m", "messages": [{"role": "user", "content": TASK}], "max_tokens": 400, "stream": True}
+    body = {"model": "m", "messages": [{"role": "user", "content": TASK}], "max_tokens": 1500, "stream": True}
     with serve(llm, record=tmp_path) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
         for place, _ in enumerate(client.chat.completions.create(**body, extra_body={"ignore_eos": True})):
             if place == 5:
