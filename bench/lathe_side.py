@@ -52,7 +52,7 @@ class LatheSide:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pipe.close()
+        self.process.terminate()
         self.process.join()
 
 
@@ -60,13 +60,8 @@ def serve(pipe: Connection, path: Path, threads: int, quantize: Quantize | None)
     torch.set_num_threads(threads)
     engine = engine_of(path, quantize)
     pipe.send(None)
-    while True:
-        try:
-            prompts, num_new = pipe.recv()
-        except EOFError:
-            break
-        pipe.send(generate(engine, prompts, num_new))
-    engine.close()
+    while True:  # until it is terminated
+        pipe.send(generate(engine, *pipe.recv()))
 
 
 def engine_of(path: Path, quantize: Quantize | None = "keep", *, compiled: bool = True) -> Engine:

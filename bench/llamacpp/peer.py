@@ -50,7 +50,7 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
+        self.process.terminate()  # it may be in the midst of a measurement, when this one was interrupted
         self.process.wait()
 
     def _ask(self, what: str, prompts: Ids, following: Ids) -> None:
