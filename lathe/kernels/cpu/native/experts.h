@@ -76,7 +76,7 @@ static void experts(const Op& op, const Step& step, Worker& worker) {
     const void** tokens = worker.pointers(num_rows);
     for (int row = 0; row < num_rows; row++)
         tokens[row] = activation(gate, at<float>(op, 3), at<Narrow>(op, 4), at<Wide>(op, 5), choices[row] / k);
-    int tokens_each = (num_rows + chosen.count - 1) / chosen.count;
+    int tokens_each = (num_rows + chosen.count - 1) / most(1, chosen.count);  // none are chosen by no tokens
     auto multiply_all = [&](int which, const Matrix& matrix, float* outs) {
         Pieces pieces = cut(matrix, tokens_each, worker.num_threads());
         share_experts(worker, which, chosen, pieces, [&](int expert, int piece) {
