@@ -27,6 +27,7 @@ class Attention:
     size: float = 1.0  # of queries and keys
     normed: bool = False
     seed: int = 0
+    dtype: torch.dtype = torch.float32  # of the cache
 
     def __post_init__(self) -> None:
         self.num_heads, self.num_tokens = self.group * self.num_kv_heads, sum(q for q, _ in self.shares)
@@ -37,8 +38,8 @@ class Attention:
         self.weights = [random(d, seed=3) + 1, random(d, seed=4) + 1] if self.normed else [None, None]
         self.olds = [
             (
-                random(length - queries, self.num_kv_heads, d, seed=10 + s, scale=size),
-                random(length - queries, self.num_kv_heads, d, seed=100 + s),
+                random(length - queries, self.num_kv_heads, d, seed=10 + s, scale=size).to(self.dtype),
+                random(length - queries, self.num_kv_heads, d, seed=100 + s).to(self.dtype),
             )
             for s, (queries, length) in enumerate(self.shares)
         ]
@@ -51,8 +52,12 @@ class Attention:
         num_pages = [-(-length // PAGE_SIZE) for _, length in self.shares]
         generator = torch.Generator().manual_seed(self.seed)
         pages = torch.randperm(sum(num_pages) + 3, generator=generator)[: sum(num_pages)].tolist()
-        keys = torch.full((sum(num_pages) + 3, self.num_kv_heads, self.d, PAGE_SIZE), torch.nan)
-        values = torch.full((sum(num_pages) + 3, self.num_kv_heads, PAGE_SIZE, self.d), torch.nan)
+        keys = torch.full(
+            (sum(num_pages) + 3, self.num_kv_heads, self.d, PAGE_SIZE), torch.nan, dtype=self.dtype
+        )
+        values = torch.full(
+            (sum(num_pages) + 3, self.num_kv_heads, PAGE_SIZE, self.d), torch.nan, dtype=self.dtype
+        )
         spans, slots, start, first_page = [], [], 0, 0
         for (queries, length), count, (old_k, old_v) in zip(self.shares, num_pages, self.olds, strict=True):
             own = pages[first_page : first_page + count]
@@ -72,7 +77,16 @@ class Attention:
             form = torch.zeros(out.numel() // 32 * (72 if quantized == "q8_0" else 48), dtype=torch.uint8)
             forms = (None, form) if quantized == "q8_0" else (form, None)
         a = [q, self.k, self.v, out, keys, values, self.num_heads, self.num_kv_heads, self.d]
-        made.call(Code.ATTEND, *a, self.cos, self.sin, *self.weights, *forms, f=(1e-6, self.d**-0.5))
+        made.call(
+            Code.ATTEND,
+            *a,
+            self.cos,
+            self.sin,
+            *self.weights,
+            *forms,
+            int(self.dtype == torch.float16),
+            f=(1e-6, self.d**-0.5),
+        )
         again = made.quantized(out.view(self.num_tokens, width), quantized) if quantized else None
         made.run(library, spans=spans, slots=slots, pages=pages)
         if quantized:
@@ -101,7 +115,7 @@ class Attention:
                 torch.cat([old_k.double(), k[rows]]),
                 torch.cat([old_k.double().abs(), k_size[rows]]),
             )
-            values = torch.cat([old_v, self.v[rows]]).double()
+            values = torch.cat([old_v.double(), self.v[rows].double()])
             keys, sizes, values = (x.repeat_interleave(self.group, 1) for x in (keys, sizes, values))
             later = torch.ones(queries, length, dtype=torch.bool).triu(length - queries + 1)
             scores = torch.einsum("qhd,lhd->hql", q[rows], keys) / math.sqrt(self.d)
@@ -110,7 +124,12 @@ class Attention:
             out = torch.einsum("hql,lhd->qhd", weights, values)
             # A score's sum, and what norms and rotations of both sides were off before.
             score_size = torch.einsum("qhd,lhd->hql", q_size[rows], sizes) / math.sqrt(self.d)
-            score_off = (self.d + self.d / 8 + 24) * UNIT * score_size.masked_fill(later, 0).amax(-1)
+            stored = (
+                2.0**-11 if self.dtype == torch.float16 else 0.0
+            )  # what the step's own keys are rounded by
+            score_off = (stored + (self.d + self.d / 8 + 24) * UNIT) * score_size.masked_fill(later, 0).amax(
+                -1
+            )
             # e^x of a difference: the difference's rounding, and two units in the last place; again for each
             # block after which older terms shrink.
             spread = scores.masked_fill(later, 0).abs().amax(-1) * 2
@@ -120,7 +139,7 @@ class Attention:
             share = torch.expm1(2 * weight_off) + sums  # of numerator and denominator
             size = torch.einsum("hql,lhd->qhd", weights, values.abs()) + length * math.exp(-87)
             outs.append(out)
-            bounds.append(2 * share.T[..., None] * size)
+            bounds.append((2 * share.T[..., None] + stored) * size + stored * 2.0**-14)
         return torch.cat(outs), torch.cat(bounds)
 
 
@@ -137,6 +156,15 @@ def test_heads_are_normed_and_turned_before(isa):
     for group, d in ((2, 24), (3, 64), (8, 40)):
         made = Attention([(1, 20), (7, 100), (1, 1)], group, d, normed=True)
         assert_within(made.run(kernels(isa)), *made.exact())
+
+
+@pytest.mark.parametrize("isa", ["plain", None])
+def test_a_cache_in_fp16(isa):
+    """The step's own keys and values are rounded as well; nothing else is."""
+    for group, d in ((1, 16), (4, 64), (12, 128)):
+        for shares in (DECODING, CHUNKS):
+            made = Attention(shares, group, d, num_kv_heads=1, dtype=torch.float16)
+            assert_within(made.run(kernels(isa)), *made.exact())
 
 
 @pytest.mark.parametrize("isa", ["plain", None])

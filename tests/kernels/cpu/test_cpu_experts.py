@@ -198,3 +198,10 @@ def test_without_a_residual_nothing_is_added(kind):
     x_TD, ids_Tk, weights_Tk = random(3, 32), choices("any", 3, 4, 2), torch.full((3, 2), 0.5)
     arguments = (gate_up, down), x_TD, ids_Tk, weights_Tk
     assert torch.equal(run_experts(*arguments, None), run_experts(*arguments, torch.zeros(3, 32)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_without_tokens(kind):
+    gate_up, down = Stack(kind, 4, 64, 32, seed=1, parts=2), Stack(kind, 4, 32, 32, seed=5)
+    nobody = torch.zeros(0, 2)
+    assert run_experts((gate_up, down), torch.zeros(0, 32), nobody, nobody, None).shape == (0, 32)

@@ -23,13 +23,13 @@ def test_logits_are_those_of_float64(shape, kind):
         assert distance(got, expected) < 1e-5
 
 
-ROUNDED = [("qwen3", "q4_0", 0.1), ("biased", "q4_1", 0.1), *((shape, "q8_0", 1e-3) for shape in SHAPES)]
+ROUNDED = [("qwen3", "q4_0", 0.1), ("biased", "q4_1", 0.1), *((shape, "q8_0", 1e-2) for shape in SHAPES)]
 
 
 @pytest.mark.parametrize(("shape", "kind", "largest"), ROUNDED)
 def test_logits_with_rounded_activations(shape, kind, largest):
-    """How much rounding costs is each kernel's test; here nothing else may go wrong on the way. With 8 bits
-    some tokens go to other experts."""
+    """How much rounding costs is each kernel's test; here nothing else may go wrong. Keys and values
+    are in fp16. With 8 bits some tokens go to other experts."""
     model = tiny(shape, kind)
     (got,) = Steps(model, kernels()).read([PROMPT])
     assert distance(got, reference_logits(in_float64(model), PROMPT)) < largest
@@ -42,8 +42,8 @@ def test_every_instruction_set_computes_the_same(shape, kind):
     (plain,) = Steps(model, kernels("plain")).read([PROMPT])
     for isa in instruction_sets():
         (got,) = Steps(model, kernels(isa)).read([PROMPT])
-        # an activation that differs in its last bit may be rounded to the next of 32,767 steps
-        assert distance(got, plain) < (1e-3 if kind == "q8_0" else 1e-5), isa
+        # a key that differs in its last bit may be rounded to the next number of fp16
+        assert distance(got, plain) < (1e-2 if kind == "q8_0" else 1e-5), isa
 
 
 def test_yarn_and_far_positions():

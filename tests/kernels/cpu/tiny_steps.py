@@ -12,7 +12,7 @@ from one_call import PACKED
 from tiny_models import random_model, tiny_config
 from torch import Tensor
 
-from lathe.engine.compiled import record
+from lathe.engine.compiled import cache_dtype, record
 from lathe.engine.kv_cache import PAGE_SIZE, KVCache
 from lathe.kernels.attention import Span, causal_attention
 from lathe.kernels.cpu.library import Library
@@ -101,7 +101,7 @@ class Steps:
     """Reads prompts through a recorded program, and keeps the logits of every token."""
 
     def __init__(self, model: Transformer, library: Library, capacity: int = 256, num_pages: int = 64):
-        self.cache = KVCache(model.config, num_pages, dtype=torch.float32, device=torch.device("cpu"))
+        self.cache = KVCache(model.config, num_pages, dtype=cache_dtype(model), device=torch.device("cpu"))
         self.num_pages, self.vocab_size = num_pages, model.config.vocab_size
         self.program: Program = record(model, self.cache, library, capacity)
 
