@@ -36,7 +36,7 @@ sanitize: .venv/installed-dev
 	$(BIN)/python tests/kernels/cpu/sanitized.py address,undefined
 	$(BIN)/python tests/kernels/cpu/sanitized.py thread
 
-# The kernels for processors that are not here, in an emulator: Debian's g++-aarch64-linux-gnu and qemu-user.
+# The kernels for processors that are not here: Debian's g++-aarch64-linux-gnu and qemu-user, and libsimde-dev.
 cross-check: .venv/installed-dev
 	$(BIN)/pytest tests/kernels/cpu/test_cross_check.py -m "" -rs --timeout 1200
 

@@ -1,6 +1,9 @@
-"""Every instruction set computes what the plain kernels compute, on this processor and an emulated ARM."""
+"""Every instruction set computes what the plain kernels compute: on this processor, on an emulated ARM, and
+AVX-512's instructions written out in AVX2."""
 
+import dataclasses
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from lathe.kernels.cpu import build, library
 
 PROGRAM = Path(__file__).with_name("cross_check.cpp")
+SIMDE = Path(__file__).with_name("simde.h")
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
@@ -57,3 +61,22 @@ def test_neon_agrees_with_this_processor(native_check, tmp_path):
     loaded = library.load()
     if loaded is not None and loaded.isa != "plain":
         assert done.stdout.count(" same bits") >= 2 * 3 * len(("q8_0", "q4_0", "q4_1"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is written out in AVX2")
+def test_avx512_has_the_bits_of_avx2(tmp_path):
+    """As far as that can be seen without such a processor: SIMDe's functions are its instructions."""
+    compiler = build.find_compiler()
+    if build.refuses(compiler.command, ["-include", "simde/x86/avx512.h"]):
+        pytest.skip("needs SIMDe (Debian: libsimde-dev)")
+    spelled_out = {"avx512": (*build.AVX2, "-include", str(SIMDE)), "avx2": build.AVX2, "plain": ()}
+    # No processor is asked: none of AVX-512's own instructions is left.
+    command = (*compiler.command, "-D__builtin_cpu_supports(name)=true")
+    spelled = dataclasses.replace(compiler, command=command, instruction_sets=spelled_out)
+    objects = build.compile_objects(spelled, build.SOURCES, tmp_path)
+    check = compile_program(compiler.command[0], ["-static", *map(str, objects.values())], tmp_path / "check")
+    done = subprocess.run([check], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "avx512: 5 tokens: experts q4_1: " in done.stdout
+    assert done.stdout.count(" same bits") == done.stdout.count("avx512: ")
