@@ -30,7 +30,9 @@ def environment(library: Path, sanitize: str) -> dict[str, str]:
         # Python keeps what it allocates for good. PyTorch's code is not watched: its waits look like races.
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1 report_signal_unsafe=0",
+        # A forked child starts threads of its own, which is tested.
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1 report_signal_unsafe=0 "
+        "die_after_fork=0",
     }
 
 
