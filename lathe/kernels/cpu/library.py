@@ -75,8 +75,9 @@ def open_library(path: Path, isa: str | None = None, num_threads: int = 1) -> Li
         native = ctypes.CDLL(str(path))
         native.lathe_isa.restype = ctypes.c_char_p
         native.lathe_init.argtypes = [ctypes.c_char_p, ctypes.c_int]
-        declare(native)
         version = native.lathe_abi_version()
+        if version == ABI_VERSION:
+            declare(native)
     except (OSError, AttributeError) as error:
         raise NoLibrary(f"{path} can't be loaded: {error}; {how_to_build()}") from error
     if version != ABI_VERSION:
