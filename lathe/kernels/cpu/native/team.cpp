@@ -113,7 +113,7 @@ class Pool {
     void serve(int index) {
         int seen = 0;
         while (true) {
-            auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(300);
+            auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(2000);
             while (runs.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < deadline)
                 for (int i = 0; i < 64; i++) pause();
             if (runs.load(std::memory_order_acquire) == seen) {
