@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from lathe.kernels.cpu.memory import aligned_empty
+from lathe.kernels.cpu.table import PAGE_SIZE
 from lathe.model.config import ModelConfig
-
-PAGE_SIZE = 16
 
 
 def pages_for(num_tokens: int) -> int:

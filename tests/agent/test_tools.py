@@ -170,11 +170,12 @@ async def test_read_names_what_is_no_text(work):
 
 async def test_write_makes_and_replaces(work):
     made = await use(WRITE, work, file_path="new/a.py", content="a = 1\nb = 2")
-    assert made.text == "Wrote /work/new/a.py (+2 -0 lines)."
-    assert made.diff == "--- /dev/null\n+++ b/work/new/a.py\n@@ -0,0 +1,2 @@\n+a = 1\n+b = 2\n"
+    assert made.text == f"Wrote {work.sandbox.workdir}/new/a.py (+2 -0 lines)."
+    header = f"--- /dev/null\n+++ b{work.sandbox.workdir}/new/a.py\n"
+    assert made.diff == header + "@@ -0,0 +1,2 @@\n+a = 1\n+b = 2\n"
     assert await work.sandbox.read("new/a.py") == b"a = 1\nb = 2\n"
     replaced = await use(WRITE, work, file_path="new/a.py", content="a = 1\nb = 3\n")
-    assert replaced.text == "Replaced /work/new/a.py (+1 -1 lines)."
+    assert replaced.text == f"Replaced {work.sandbox.workdir}/new/a.py (+1 -1 lines)."
     assert replaced.diff.splitlines()[-2:] == ["-b = 2", "+b = 3"]
     await work.sandbox.write("bare", "no newline")
     await use(WRITE, work, file_path="bare", content="still none")
@@ -203,7 +204,7 @@ async def test_edit_changes_one_place(work):
     done = await use(
         EDIT, work, file_path="a.py", old_string="def g():\n    return 1", new_string="def g():\n    return 2"
     )
-    assert done.text == "Edited /work/a.py (+1 -1 lines)."
+    assert done.text == f"Edited {work.sandbox.workdir}/a.py (+1 -1 lines)."
     assert done.diff.splitlines()[-2:] == ["-    return 1", "+    return 2"]
     assert (
         await work.sandbox.read("a.py") == SOURCE.replace("g():\n    return 1", "g():\n    return 2").encode()
@@ -217,7 +218,7 @@ async def test_edit_replaces_all_where_told(work):
     done = await use(
         EDIT, work, file_path="a.py", old_string="return 1", new_string="return 2", replace_all=True
     )
-    assert done.text == "Edited 2 places of /work/a.py (+2 -2 lines)."
+    assert done.text == f"Edited 2 places of {work.sandbox.workdir}/a.py (+2 -2 lines)."
     assert b"return 1" not in await work.sandbox.read("a.py")
 
 

@@ -97,9 +97,10 @@ async def test_a_shell_lives_on(pool):
 
 
 async def test_files(pool, tmp_path):
-    box = await pool.create(SandboxSpec(workdir="/work/project"))
+    project = f"{SandboxSpec().workdir}/project"
+    box = await pool.create(SandboxSpec(workdir=project))
     await box.write("a/b", "text", mode=0o755)
-    assert await box.read("/work/project/a/b") == b"text"
+    assert await box.read(f"{project}/a/b") == b"text"
     assert [(each.path, each.kind, each.mode) for each in await box.list("a")] == [("a/b", "file", 0o755)]
     with pytest.raises(FileNotFoundError):
         await box.read("none")
@@ -109,7 +110,7 @@ async def test_files(pool, tmp_path):
         await box.read("a/b", max_bytes=2)
     (tmp_path / "up").mkdir()
     (tmp_path / "up" / "file").write_text("carried")
-    await box.upload(tmp_path / "up", "/work/project/up")
+    await box.upload(tmp_path / "up", f"{project}/up")
     assert (await box.exec("cat up/file")).stdout == "carried"
     await box.download("up", tmp_path / "down")
     assert (tmp_path / "down" / "file").read_text() == "carried"

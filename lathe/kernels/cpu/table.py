@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-PAGE_SIZE = 16
+PAGE_SIZE = 16  # tokens of a page of the key-value cache, whoever computes
 
 
 class Kind(IntEnum):

@@ -30,7 +30,7 @@ struct Span {
 
 // T tokens of all sequences, one after another; R of them want logits.
 struct Step {
-    int32_t num_tokens, num_rows, num_spans, num_experts_rows;
+    int32_t num_tokens, num_rows, num_spans, reserved;
     const int32_t* token_ids;  // [T]
     const int32_t* positions;  // [T], within each sequence
     const int32_t* slots;      // [T], where each token's keys and values go in the cache
