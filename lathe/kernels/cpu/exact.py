@@ -34,7 +34,7 @@ class Exact:
     def __init__(self, library: Library):
         self.library = library
 
-    def embed(self, ids_T: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    def embed(self, ids_T: Tensor, table: Any, dtype: torch.dtype) -> Tensor:
         return F.embedding(ids_T, table)
 
     def rope(self, frequencies_h: Tensor, scale: float, positions_T: Tensor) -> Rope:
@@ -58,7 +58,7 @@ class Exact:
 
         return computed(forward, lambda x, weight: F.rms_norm(x, weight.shape, weight, eps), x, weight)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
         def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             made, keep = matrix(weight, bias)
             out = torch.empty(len(x), made.rows)

@@ -1,0 +1,117 @@
+"""From a batch to the log-probabilities of its trained tokens: the model's own forward over packed sequences.
+
+Shapes: T tokens of a batch, N trained tokens in it, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lathe.errors import UserError
+from lathe.kernels.attention import causal_attention
+from lathe.kernels.cpu import library
+from lathe.kernels.cpu.exact import Exact
+from lathe.kernels.experts import grouped_experts
+from lathe.model.linear import QUICK, Arithmetic
+from lathe.model.transformer import Attend, RunExperts, Transformer
+from lathe.train.batch import Batch
+
+MOST_LOGITS = 1 << 25  # numbers: 128 MB in fp32. More rows than that go through the head in pieces.
+
+
+class Scores(NamedTuple):
+    """Of each trained token: its log-probability, and the entropy (nats) of what it was drawn from, which has
+    no gradient."""
+
+    logprobs_N: Tensor
+    entropy_N: Tensor
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a forward computes. `attend` is made for the lengths of the packed sequences."""
+
+    arithmetic: Arithmetic
+    attend: Callable[[Sequence[int]], Attend]
+    run_experts: RunExperts
+    token_logprobs: Callable[[Tensor, Tensor], Scores]
+
+
+def quick() -> Mode:
+    """In PyTorch, the fastest way."""
+
+    def attend(lengths: Sequence[int]) -> Attend:
+        return lambda _, q_THd, k_TKd, v_TKd: causal_attention(q_THd, k_TKd, v_TKd, lengths)
+
+    return Mode(QUICK, attend, grouped_experts, token_logprobs)
+
+
+def exact() -> Mode:
+    """In the engine's compiled kernels: its bits. Raises UserError where there are none."""
+    found = library.load()
+    if found is None:
+        raise UserError(f"Deterministic training needs the engine's own kernels. {library.why_not()}")
+    arithmetic = Exact(found)
+
+    def scores(logits_NV: Tensor, ids_N: Tensor) -> Scores:
+        with torch.no_grad():
+            entropy_N = token_logprobs(logits_NV, ids_N).entropy_N
+        return Scores(arithmetic.logprobs(logits_NV, ids_N), entropy_N)
+
+    return Mode(arithmetic, arithmetic.attend, arithmetic.run_experts, scores)
+
+
+def score(model: Transformer, batch: Batch, mode: Mode) -> Scores:
+    """The log-probabilities that the model gives the batch's trained tokens, at temperature 1.
+
+    Only their rows get logits, and never more than `MOST_LOGITS` of those at once: where there are more, the
+    backward pass computes them again, piece by piece.
+    """
+    hidden_TD = model(
+        batch.token_ids_T, batch.positions_T, mode.attend(batch.lengths), mode.run_experts, mode.arithmetic
+    )
+    hidden_ND = hidden_TD[batch.rows_N]
+
+    def of_rows(hidden_nD: Tensor, targets_n: Tensor) -> Scores:
+        return mode.token_logprobs(model.logits(hidden_nD, mode.arithmetic), targets_n)
+
+    num_rows = max(1, MOST_LOGITS // model.config.vocab_size)
+    if len(hidden_ND) <= num_rows:
+        return of_rows(hidden_ND, batch.targets_N)
+    pieces = [
+        checkpoint(of_rows, hidden_nD, targets_n, use_reentrant=False)
+        for hidden_nD, targets_n in zip(
+            hidden_ND.split(num_rows), batch.targets_N.split(num_rows), strict=True
+        )
+    ]
+    return Scores(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
+
+
+def token_logprobs(logits_NV: Tensor, ids_N: Tensor) -> Scores:
+    """Each row's token under the softmax of its logits, in fp32. Reads the logits twice, and keeps them."""
+    return Scores(*_TokenLogprobs.apply(logits_NV, ids_N))
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs_NV = logits_NV.log_softmax(-1, dtype=torch.float32)
+        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+        ctx.save_for_backward(logprobs_NV, ids_N)
+        ctx.dtype = logits_NV.dtype
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        logprobs_NV, ids_N = ctx.saved_tensors
+        grad_NV = logprobs_NV.exp().mul_(-grad_N[:, None])
+        rows_N = torch.arange(len(ids_N), device=ids_N.device)
+        grad_NV[rows_N, ids_N] += grad_N
+        return grad_NV.to(ctx.dtype), None

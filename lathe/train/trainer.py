@@ -1,0 +1,182 @@
+"""A step of training: samples in, weights moved, numbers out. The model's forward is the engine's.
+
+In deterministic mode the log-probabilities are the engine's bit for bit, whatever the packing, and the same
+samples give the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lathe.errors import UserError
+from lathe.model.transformer import Transformer
+from lathe.train.batch import Batch, Sample, cut, pack
+from lathe.train.forward import Mode, Scores, exact, quick, score
+from lathe.train.optim import Decay, make_optimizers, schedule
+
+# (logprobs_N, batch) -> the loss, a sum over the batch, and sums of whatever else is worth knowing
+Loss: TypeAlias = Callable[[Tensor, Batch], tuple[Tensor, Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How weights are moved.
+
+    `total_steps` is where the learning rate's `decay` ends; "constant" needs none. `min_lr` is a share of
+    `lr`. `clip_norm` bounds the norm of the whole gradient. `max_tokens` bounds a micro-batch: it decides
+    over memory, and not over what is learned. `deterministic` computes in the engine's kernels.
+    """
+
+    lr: float = 1e-5
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: Decay = "constant"
+    total_steps: int | None = None
+    min_lr: float = 0.0
+    clip_norm: float | None = 1.0
+    max_tokens: int = 8192
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_activations: bool = False
+    deterministic: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decay != "constant" and self.total_steps is None:
+            raise UserError(f"decay {self.decay!r} needs total_steps, the step where it ends.")
+        if self.lr < 0 or not 0 <= self.min_lr <= 1 or self.max_tokens < 1:
+            raise UserError("lr is at least 0, min_lr a share of it from 0 to 1, max_tokens at least 1.")
+
+
+class Trainer:
+    """A model and what moves it. `step_number` counts the steps so far, those without an update, too."""
+
+    def __init__(self, model: Transformer, config: TrainConfig):
+        self.model = model
+        self.config = config
+        self.mode: Mode = exact() if config.deterministic else quick()
+        self.optimizers = make_optimizers(
+            model.named_parameters(),
+            optimizer=config.optimizer,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        self.step_number = 0
+        self.num_skipped = 0
+
+    def score(self, batch: Batch) -> Scores:
+        """The trained tokens' log-probabilities, with their gradients."""
+        return score(self.model, batch, self.mode)
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        """The trained tokens' log-probabilities under the model's own distribution, [N]."""
+        return self.score(batch).logprobs_N
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        config = self.config
+        return config.lr * schedule(
+            self.step_number,
+            warmup_steps=config.warmup_steps,
+            total_steps=config.total_steps,
+            decay=config.decay,
+            floor=config.min_lr,
+        )
+
+    def step(self, samples: Iterable[Sample], loss: Loss) -> dict[str, float]:
+        """One update by the gradient of the loss over all samples.
+
+        A gradient that is not finite updates nothing: `skipped` is then 1. Returns loss, grad_norm (before
+        clipping), lr, num_tokens, num_trained, seconds, tokens_per_s; as means over the trained tokens,
+        entropy and what the loss reports; and `largest_mismatch`, the largest difference between a
+        log-probability that came with a sample and the trainer's own.
+        """
+        started, lr = time.perf_counter(), self.lr
+        self.model.zero_grad(set_to_none=True)
+        sums = dict.fromkeys(("loss", "entropy", "num_tokens", "num_trained"), 0.0)
+        largest_mismatch = 0.0
+        for group in cut(samples, self.config.max_tokens):
+            batch = pack(group)
+            if not len(batch.rows_N):
+                continue
+            found, mismatch = self._add_gradient(batch, loss)
+            largest_mismatch = max(largest_mismatch, mismatch)
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value
+        grad_norm = self._update(lr) if sums["num_trained"] else 0.0
+        self.step_number += 1
+        seconds = time.perf_counter() - started
+        num_trained = sums.pop("num_trained")
+        kept = {name: sums.pop(name) for name in ("loss", "num_tokens")}
+        return {
+            **kept,
+            **{name: value / max(num_trained, 1.0) for name, value in sums.items()},
+            "num_trained": num_trained,
+            "largest_mismatch": largest_mismatch,
+            "grad_norm": grad_norm,
+            "skipped": float(not math.isfinite(grad_norm)),
+            "lr": lr,
+            "seconds": seconds,
+            "tokens_per_s": kept["num_tokens"] / seconds,
+        }
+
+    def _add_gradient(self, batch: Batch, loss: Loss) -> tuple[dict[str, float], float]:
+        """A micro-batch's part of the gradient. Sums of what it reports, and the largest mismatch."""
+        logprobs_N, entropy_N = self.score(batch)
+        value, reported = loss(logprobs_N, batch)
+        value.backward()
+        was_sampled = bool(batch.logprobs_N.any())
+        mismatch = float((logprobs_N.detach() - batch.logprobs_N).abs().max()) if was_sampled else 0.0
+        return {
+            **{name: float(each) for name, each in reported.items()},
+            "loss": float(value.detach()),
+            "entropy": float(entropy_N.sum()),
+            "num_tokens": float(len(batch.token_ids_T)),
+            "num_trained": float(len(batch.rows_N)),
+        }, mismatch
+
+    def _update(self, lr: float) -> float:
+        """Moves the weights by the gradient that was added up. Returns its norm, not finite if it was not
+        used."""
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        if not bool(torch.isfinite(norm)):
+            self.num_skipped += 1
+            return float(norm)
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(weights, self.config.clip_norm, norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step_number": self.step_number,
+            "num_skipped": self.num_skipped,
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` as if nothing had been between. Weights are changed in place."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
+        self.step_number, self.num_skipped = state["step_number"], state["num_skipped"]
+        torch.set_rng_state(state["random"])
