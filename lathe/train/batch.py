@@ -23,7 +23,9 @@ class Sample:
 
     `loss_mask`: the token is trained, given those before it; never True for the first token, which nothing
     precedes. `logprobs`: the engine's for it, when it was sampled. `advantages` and `weights` are 0.0 where
-    the mask is False. `routing`, for a replay: the experts [T, layers, k] that each token went to.
+    the mask is False. `old_logprobs` and `reference_logprobs` are those of the trainer's policy before the
+    step and of the reference, where a loss wants them. `routing`, for a replay: the experts [T, layers, k]
+    that each token went to.
     """
 
     token_ids: tuple[int, ...]
@@ -31,6 +33,8 @@ class Sample:
     logprobs: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
     weights: tuple[float, ...] = ()
+    old_logprobs: tuple[float, ...] = ()
+    reference_logprobs: tuple[float, ...] = ()
     routing: Tensor | None = None
     trajectory: str = ""
 
@@ -41,7 +45,8 @@ class Sample:
 
 class Batch(NamedTuple):
     """Samples one after another. `rows_N` are the places in [0, T) whose next token is trained; all other
-    `_N` tensors belong to that next token. `sample_N` is the number of its sample in this batch."""
+    `_N` tensors belong to that next token. `sample_N` is the number of its sample in this batch. `old_N` is
+    `logprobs_N`, the engine's, where samples bring no old ones; `reference_N` None where one brings none."""
 
     token_ids_T: Tensor
     positions_T: Tensor
@@ -52,6 +57,8 @@ class Batch(NamedTuple):
     logprobs_N: Tensor
     advantages_N: Tensor
     weights_N: Tensor
+    old_N: Tensor
+    reference_N: Tensor | None = None
     routing: Tensor | None = None
 
     @property
@@ -63,7 +70,7 @@ def pack(samples: Sequence[Sample]) -> Batch:
     """One batch of these samples, in their order. Raises ValueError for none, or one without tokens."""
     ids: list[int] = []
     positions: list[int] = []
-    columns: list[tuple[int, int, int, float, float, float]] = []  # one a trained token
+    columns: list[tuple[int, int, int, float, float, float, float, float]] = []  # one a trained token
     for number, sample in enumerate(samples):
         start, length = len(ids), len(sample.token_ids)
         if length == 0 or sample.loss_mask[0]:
@@ -74,10 +81,14 @@ def pack(samples: Sequence[Sample]) -> Batch:
             logprob = sample.logprobs[place] if sample.logprobs else 0.0
             advantage = sample.advantages[place] if sample.advantages else 1.0
             weight = sample.weights[place] if sample.weights else 1.0
-            columns.append((start + place - 1, sample.token_ids[place], number, logprob, advantage, weight))
-    rows, targets, places, logprobs, advantages, weights = (
-        zip(*columns, strict=True) if columns else ((),) * 6
+            old = sample.old_logprobs[place] if sample.old_logprobs else logprob
+            reference = sample.reference_logprobs[place] if sample.reference_logprobs else 0.0
+            numbers = (logprob, advantage, weight, old, reference)
+            columns.append((start + place - 1, sample.token_ids[place], number, *numbers))
+    rows, targets, places, logprobs, advantages, weights, olds, references = (
+        zip(*columns, strict=True) if columns else ((),) * 8
     )
+    has_reference = all(sample.reference_logprobs for sample in samples)
     routings = [sample.routing for sample in samples if sample.routing is not None]
     return Batch(
         torch.tensor(ids),
@@ -89,6 +100,8 @@ def pack(samples: Sequence[Sample]) -> Batch:
         torch.tensor(logprobs, dtype=torch.float32),
         torch.tensor(advantages, dtype=torch.float32),
         torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(olds, dtype=torch.float32),
+        torch.tensor(references, dtype=torch.float32) if has_reference else None,
         torch.cat(routings) if len(routings) == len(samples) else None,
     )
 
