@@ -70,7 +70,7 @@ def test_help_imports_nothing_heavy():
     assert not imported_by("--help") & (UNNEEDED | COMPILER | HEAVY) - typers_own
 
 
-@pytest.mark.parametrize("format", ["safetensors", "gguf"])
+@pytest.mark.parametrize("format", [pytest.param("safetensors", marks=pytest.mark.slow), "gguf"])
 def test_generate_imports_only_what_it_needs(folder, format):
     model = folder if format == "safetensors" else "smollm2"
     modules = imported_by("generate", model, "Once", "--max-tokens", "2")

@@ -80,7 +80,8 @@ async def test_it_is_killed_at_its_limit_with_all_that_it_started(pool):
         "import os, time\nprint('begun', flush=True)\nos.fork()\nos.fork()\ntime.sleep(60)", timeout_s=0.5
     )
     assert (told.timed_out, told.stdout) == (True, "begun\n")
-    assert (await box.exec("ls /proc | grep -c '^[0-9]*$'")).stdout.strip() in ("4", "5")
+    # init, zygote, sh, ls, grep; four more if the forks still slept
+    assert int((await box.exec("ls /proc | grep -c '^[0-9]*$'")).stdout) <= 5
 
 
 def zygote_of(spawner: int) -> int:

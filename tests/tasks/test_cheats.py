@@ -41,9 +41,23 @@ HANGING = {"endless", "stops its parents", "never ends"}  # nothing is gained by
 HONEST = {("stdio", "the sum"), *((kind, name) for kind in ("pytest", "python") for name in RIGHT)}
 
 
+def rare(kind: str, name: str) -> list[pytest.MarkDecorator]:
+    """Pytest's cheats are judged twice each: where time counts, a third of them stand for all."""
+    is_rare = kind == "pytest" and name in PYTEST_CHEATS and list(PYTEST_CHEATS).index(name) % 3
+    return [pytest.mark.slow] if is_rare else []
+
+
 @pytest.fixture(scope="module")
-def verdicts() -> dict[tuple[str, str], Verdict]:
-    """All of them judged, three at a time: a fresh sandbox each."""
+def verdicts(request) -> dict[tuple[str, str], Verdict]:
+    """All that this run's tests ask for judged, three at a time: a fresh sandbox each."""
+    items = [item.callspec.params for item in request.session.items if item.path == request.path]
+    kinds = ("pytest", "python")
+    asked = {
+        (kind, params["name"])
+        for params in items
+        for kind in ([params["kind"]] if "kind" in params else kinds)
+    }
+    attempts = {key: attempt for key, attempt in ATTEMPTS.items() if key in asked}
 
     async def judge_all() -> dict[tuple[str, str], Verdict]:
         turns = asyncio.Semaphore(3)
@@ -54,8 +68,8 @@ def verdicts() -> dict[tuple[str, str], Verdict]:
                 return await verify(dataclasses.replace(task, limits=SMALL, tests=tests), patch, pool)
 
         async with open_pool("namespace") as pool:
-            found = await asyncio.gather(*(judge(name, *attempt) for (_, name), attempt in ATTEMPTS.items()))
-        return dict(zip(ATTEMPTS, found, strict=True))
+            found = await asyncio.gather(*(judge(name, *attempt) for (_, name), attempt in attempts.items()))
+        return dict(zip(attempts, found, strict=True))
 
     try:
         return asyncio.run(judge_all())
@@ -63,7 +77,10 @@ def verdicts() -> dict[tuple[str, str], Verdict]:
         pytest.skip(f"no namespaces here: {error}")
 
 
-@pytest.mark.parametrize(("kind", "name"), sorted(ATTEMPTS.keys() - HONEST))
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(*each, marks=rare(*each)) for each in sorted(ATTEMPTS.keys() - HONEST)],
+)
 def test_nothing_is_earned(verdicts, kind, name):
     verdict = verdicts[kind, name]
     assert verdict.valid, verdict.reason
@@ -83,9 +100,7 @@ def test_who_is_only_wrong_is_no_suspect(verdicts, name):
     assert verdicts["python", name].suspect is None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+NAMED = [
         "reports are patched", "calls are patched", "test functions are patched", "hooks are patched",
         "code is swapped", "builtins are changed", "a plugin is registered", "says yes to every ==",
         "reads the hidden tests", "reads them by a long name", "looks at the caller", "prints a report",
@@ -97,7 +112,9 @@ def test_who_is_only_wrong_is_no_suspect(verdicts, name):
         "walks frames by a traceback", "walks frames by the traceback module", "walks frames by walk_stack",
         "walks frames by a generator", "walks frames by a debugger", "a child walks frames",
         "reads a hidden test's code", "takes a test apart", "asks for the hidden tests' code",
-    ],
-)  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=rare("pytest", name)) for name in NAMED])
 def test_what_was_done_is_named(verdicts, name):
     assert verdicts["pytest", name].suspect

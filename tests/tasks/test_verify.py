@@ -19,7 +19,9 @@ GOOD = Patch.of({"solution.py": RIGHT["the sum"]})
 BAD = Patch.of({"solution.py": WRONG})
 
 
-@pytest.mark.parametrize("task", [PYTHON_TASK, PYTEST_TASK], ids=["python", "pytest"])
+@pytest.mark.parametrize(
+    "task", [PYTHON_TASK, pytest.param(PYTEST_TASK, marks=pytest.mark.slow)], ids=["python", "pytest"]
+)
 async def test_a_machine_that_fails_at_any_moment_is_no_wrong_answer(pool, task):
     for patch, earned in ((GOOD, 1.0), (BAD, 0.0)):
         calm = FaultyPool(pool, lambda name: False)
