@@ -1,0 +1,1 @@
+"""Makers of tasks and of their tests, and the gates that measure them."""
