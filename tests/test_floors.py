@@ -16,7 +16,8 @@ FLOORS = [
     {"engine", "client", "agent", "tasks", "data"},
     {"rollout", "server", "terminal", "auto", "testing"},
     {"synth", "train", "evals"},
-    {"improve", "cli"},
+    {"improve", "commands"},
+    {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
