@@ -221,7 +221,8 @@ class Trajectory:
         prompt is another one.
 
         An answer whose ids nobody knows adds its message alone: `token_ids` stay what is known of the
-        beginning, and where later ids cover it, they are prompt.
+        beginning, and where later ids cover it, they are prompt. Ids that are not exactly those which were
+        sampled are unmasked, as a prompt's are.
         """
         prompt = completion.prompt_token_ids
         if not completion.is_exact and not prompt:
@@ -232,6 +233,8 @@ class Trajectory:
             )
         num_new = len(prompt) - len(self.token_ids)
         num_sampled = len(completion.token_ids)
+        known = completion.is_exact
+        logprobs = tuple(entry.logprob if known else 0.0 for entry in completion.logprobs)
         segment = Segment(
             len(prompt),
             len(prompt) + num_sampled,
@@ -244,8 +247,8 @@ class Trajectory:
             self,
             messages=(*self.messages, completion.message) if self.messages else (),
             token_ids=prompt + completion.token_ids,
-            loss_mask=self.loss_mask + (False,) * num_new + (True,) * num_sampled,
-            logprobs=self.logprobs + (0.0,) * num_new + tuple(entry.logprob for entry in completion.logprobs),
+            loss_mask=self.loss_mask + (False,) * num_new + (known,) * num_sampled,
+            logprobs=self.logprobs + (0.0,) * num_new + logprobs,
             segments=(*self.segments, segment),
         )
 
