@@ -19,7 +19,7 @@ from lathe.errors import UserError
 from lathe.train.batch import Batch
 
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "cispo", "gspo", "gspo_token"]
-# What happened in a loss, as sums: those of micro-batches, or processes, add up to the step's.
+# What happened in a loss, as sums over trained tokens: micro-batches', or processes', add up to the step's.
 Stats: TypeAlias = dict[str, Tensor]
 
 # The papers' own bounds: rho is held in [1 - low, 1 + high].
@@ -118,8 +118,6 @@ def policy_loss(
     with torch.no_grad():
         log_w_N = (old_N - batch.logprobs_N).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
         stats = {
-            "num_tokens": torch.tensor(float(len(logprobs_N))),
-            "loss": loss.detach(),
             "clipped": clipped_N.sum(),
             "ratio": ratio_N.detach().sum(),
             "kl_old": kl(logprobs_N, old_N, "k3").sum(),
@@ -221,8 +219,7 @@ def kl(logprobs_N: Tensor, reference_N: Tensor, estimator: Literal["k1", "k2", "
 
 def sft_loss(logprobs_N: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
     """Cross entropy of the trained tokens."""
-    loss, nll = -(batch.weights_N * logprobs_N).sum(), -logprobs_N.detach().sum()
-    return loss, {"num_tokens": torch.tensor(float(len(logprobs_N))), "loss": loss.detach(), "nll": nll}
+    return -(batch.weights_N * logprobs_N).sum(), {"nll": -logprobs_N.detach().sum()}
 
 
 def balance_loss(logits_LTE: Tensor, ids_LTk: Tensor, shares_LE: Tensor | None = None) -> Tensor:

@@ -64,7 +64,7 @@ def test_grpo():
     loss, grad, stats = loss_and_grad([1.1, 1.5, 0.5, 1.5], batch, LossConfig("grpo"))
     assert loss == pytest.approx(-0.25 * (1.1 + 1.2 - 0.8 - 1.5))
     assert grad == pytest.approx([-0.25 * 1.1, 0, 0, 0.25 * 1.5])
-    assert stats["num_tokens"] == 4 and stats["clipped"] == 2
+    assert stats["clipped"] == 2
     assert stats["ratio"] == pytest.approx(1.1 + 1.5 + 0.5 + 1.5)
     # k3 of trained against old: 1/rho - 1 + log rho
     k3 = [1 / rho - 1 + math.log(rho) for rho in (1.1, 1.5, 0.5, 1.5)]
@@ -215,7 +215,7 @@ def test_sft():
     loss.backward()
     assert loss.item() == 0.5 * 1 + 0.25 * 2 + 0.25 * 4
     assert logprobs.grad.tolist() == [-0.5, -0.25, -0.25]
-    assert stats["nll"] == 7 and stats["num_tokens"] == 3
+    assert stats["nll"] == 7
 
 
 # Against plain Python in float64, token by token
@@ -325,7 +325,7 @@ def test_no_trained_token_gives_a_loss_of_nothing_that_can_be_differentiated():
         logprobs = torch.zeros(0, requires_grad=True)
         loss, stats = policy_loss(logprobs, batch.old_N, batch, LossConfig(algorithm))
         loss.backward()
-        assert loss == 0 and stats["num_tokens"] == 0
+        assert loss == 0 and not any(stats.values())
 
 
 def test_absurd_ratios_stay_finite():
