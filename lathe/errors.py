@@ -25,6 +25,10 @@ class TemplateError(UserError):
     """A chat template can't be read, or refuses the conversation."""
 
 
+class ConfigError(UserError):
+    """A recipe can't be read, or sets what can't be set."""
+
+
 class RecordError(UserError):
     """A file of rollouts is not there, or a line of it is damaged."""
 

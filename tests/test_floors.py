@@ -10,7 +10,8 @@ HOUSE = Path(lathe.__file__).parent
 FLOORS = [
     {"errors"},
     {"types"},
-    {"jsonl", "config", "log"},
+    {"jsonl", "config"},
+    {"log"},
     {"text", "kernels", "sandbox"},
     {"model"},
     {"engine", "client", "agent", "tasks", "data"},
