@@ -1,7 +1,8 @@
 """The decoder: dense or with experts, one forward pass for training and for serving.
 
 All sequences of a step lie one after another in a single axis; there is no batch axis and no padding. How
-attention reads other tokens, how experts are computed and with which arithmetic is passed in.
+attention reads other tokens, how experts are computed and with which arithmetic is passed in, and by a
+trainer what of a layer is kept.
 
 Shapes: T tokens of the step, D hidden size, H query heads, K key-value heads, d head dimension, V vocabulary,
 E experts, k experts per token, I intermediate size.
@@ -24,6 +25,11 @@ Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # (x_TD, gate_up [E, 2I, D], down [E, D, I], expert_ids_Tk, weights_Tk) -> out_TD;
 # the two weights are tensors, or give one expert's matrix when indexed by its number
 RunExperts: TypeAlias = Callable[[Tensor, Any, Any, Tensor, Tensor], Tensor]
+RunLayer: TypeAlias = Callable[..., Tensor]  # (layer, its inputs) -> x_TD
+
+
+def run_layer(layer: nn.Module, *inputs: Any) -> Tensor:
+    return layer(*inputs)
 
 
 class Transformer(nn.Module):
@@ -61,6 +67,7 @@ class Transformer(nn.Module):
         attend: Attend,
         run_experts: RunExperts,
         arithmetic: Arithmetic = QUICK,
+        run_layer: RunLayer = run_layer,
     ) -> Tensor:
         """Hidden states [T, D] after the last norm, for `logits`. Positions count within each sequence."""
         frequencies = inverse_frequencies(self.config, self.norm.weight.device)
@@ -68,7 +75,7 @@ class Transformer(nn.Module):
         # the embedding may be stored in a narrower type
         x_TD = self.embed_tokens(token_ids_T, arithmetic, self.norm.weight.dtype)
         for layer in self.layers:
-            x_TD = layer(x_TD, rope, attend, run_experts, arithmetic)
+            x_TD = run_layer(layer, x_TD, rope, attend, run_experts, arithmetic)
         return self.norm(x_TD, arithmetic)
 
     def logits(self, hidden_TD: Tensor, arithmetic: Arithmetic = QUICK) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lathe.errors import UserError
@@ -19,7 +19,7 @@ from lathe.kernels.cpu import library
 from lathe.kernels.cpu.exact import Exact
 from lathe.kernels.experts import grouped_experts
 from lathe.model.linear import QUICK, Arithmetic
-from lathe.model.transformer import Attend, RunExperts, Transformer
+from lathe.model.transformer import Attend, RunExperts, RunLayer, Transformer, run_layer
 from lathe.train.batch import Batch
 
 MOST_LOGITS = 1 << 25  # numbers: 128 MB in fp32. More rows than that go through the head in pieces.
@@ -35,12 +35,20 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Mode:
-    """How a forward computes. `attend` is made for the lengths of the packed sequences."""
+    """How a forward computes. `attend` is made for the lengths of the packed sequences; `run_layer` decides
+    what of a layer is kept for the backward pass."""
 
     arithmetic: Arithmetic
     attend: Callable[[Sequence[int]], Attend]
     run_experts: RunExperts
     token_logprobs: Callable[[Tensor, Tensor], Scores]
+    run_layer: RunLayer = run_layer
+
+
+def recompute(layer: nn.Module, *inputs: Any) -> Tensor:
+    """Keeps nothing of a layer but what goes in; the backward pass runs it again (Chen et al. 2016,
+    "Training deep nets with sublinear memory cost"). The same numbers: nothing here is random."""
+    return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def quick() -> Mode:
@@ -74,7 +82,12 @@ def score(model: Transformer, batch: Batch, mode: Mode) -> Scores:
     backward pass computes them again, piece by piece.
     """
     hidden_TD = model(
-        batch.token_ids_T, batch.positions_T, mode.attend(batch.lengths), mode.run_experts, mode.arithmetic
+        batch.token_ids_T,
+        batch.positions_T,
+        mode.attend(batch.lengths),
+        mode.run_experts,
+        mode.arithmetic,
+        mode.run_layer,
     )
     hidden_ND = hidden_TD[batch.rows_N]
 
