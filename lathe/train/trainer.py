@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lathe.errors import UserError
 from lathe.model.transformer import Transformer
 from lathe.train.batch import Batch, Sample, cut, pack
-from lathe.train.forward import Mode, Scores, exact, quick, score
+from lathe.train.forward import Mode, Scores, exact, quick, recompute, score
+from lathe.train.lora import Lora
+from lathe.train.masters import Masters
 from lathe.train.optim import Decay, make_optimizers, schedule
 
 # (logprobs_N, batch) -> the loss, a sum over the batch, and sums of whatever else is worth knowing
@@ -32,6 +34,8 @@ class TrainConfig:
     `total_steps` is where the learning rate's `decay` ends; "constant" needs none. `min_lr` is a share of
     `lr`. `clip_norm` bounds the norm of the whole gradient. `max_tokens` bounds a micro-batch: it decides
     over memory, and not over what is learned. `deterministic` computes in the engine's kernels.
+    `checkpoint_activations` keeps only the layers' inputs and computes the rest again in the backward pass.
+    `dtype` "bfloat16": see masters.py.
     """
 
     lr: float = 1e-5
@@ -52,19 +56,41 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.decay != "constant" and self.total_steps is None:
             raise UserError(f"decay {self.decay!r} needs total_steps, the step where it ends.")
+        if self.deterministic and self.dtype != "float32":
+            raise UserError("deterministic training computes in float32: leave dtype as it is.")
         if self.lr < 0 or not 0 <= self.min_lr <= 1 or self.max_tokens < 1:
             raise UserError("lr is at least 0, min_lr a share of it from 0 to 1, max_tokens at least 1.")
 
 
-class Trainer:
-    """A model and what moves it. `step_number` counts the steps so far, those without an update, too."""
+class Moved(Protocol):
+    """What the optimizers move in place of the model's weights, which follow: `Lora` or `Masters`."""
 
-    def __init__(self, model: Transformer, config: TrainConfig):
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def merge(self) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Trainer:
+    """A model and what moves it. `step_number` counts the steps so far, those without an update, too.
+
+    With `lora` only its adapters are trained. Either that or dtype "bfloat16" gives the model's weights new
+    memory: make the trainer before an engine that shares them.
+    """
+
+    def __init__(self, model: Transformer, config: TrainConfig, lora: Lora | None = None):
         self.model = model
         self.config = config
-        self.mode: Mode = exact() if config.deterministic else quick()
+        mode = exact() if config.deterministic else quick()
+        self.mode: Mode = replace(mode, run_layer=recompute) if config.checkpoint_activations else mode
+        self.moved: Moved | None = lora
+        if config.dtype == "bfloat16":
+            if lora is None:
+                self.moved = Masters(model)
+            else:
+                lora.to_bfloat16(model)
         self.optimizers = make_optimizers(
-            model.named_parameters(),
+            (self.moved or model).named_parameters(),
             optimizer=config.optimizer,
             lr=config.lr,
             betas=config.betas,
@@ -103,7 +129,7 @@ class Trainer:
         log-probability that came with a sample and the trainer's own.
         """
         started, lr = time.perf_counter(), self.lr
-        self.model.zero_grad(set_to_none=True)
+        self._forget_gradient()
         sums = dict.fromkeys(("loss", "entropy", "num_tokens", "num_trained"), 0.0)
         largest_mismatch = 0.0
         for group in cut(samples, self.config.max_tokens):
@@ -149,7 +175,7 @@ class Trainer:
     def _update(self, lr: float) -> float:
         """Moves the weights by the gradient that was added up. Returns its norm, not finite if it was not
         used."""
-        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        weights = [weight for weight in self._parameters() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         if not bool(torch.isfinite(norm)):
             self.num_skipped += 1
@@ -160,13 +186,22 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+        if self.moved is not None:
+            self.moved.merge()
+        self._forget_gradient()
         return float(norm)
 
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (weight for _, weight in (self.moved or self.model).named_parameters())
+
+    def _forget_gradient(self) -> None:
+        for weight in self._parameters():
+            weight.grad = None
+
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on."""
+        """All that the next steps depend on; with LoRA, of the model only the adapters."""
         return {
-            "model": self.model.state_dict(),
+            "model": (self.moved or self.model).state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step_number": self.step_number,
             "num_skipped": self.num_skipped,
@@ -175,7 +210,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` as if nothing had been between. Weights are changed in place."""
-        self.model.load_state_dict(state["model"])
+        (self.moved or self.model).load_state_dict(state["model"])
         for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)
         self.step_number, self.num_skipped = state["step_number"], state["num_skipped"]
