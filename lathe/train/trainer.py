@@ -22,6 +22,7 @@ from lathe.train.forward import Mode, Scores, exact, quick, recompute, score
 from lathe.train.lora import Lora
 from lathe.train.masters import Masters
 from lathe.train.optim import Decay, make_optimizers, schedule
+from lathe.train.replay import replaying
 
 # (logprobs_N, batch) -> the loss, a sum over the batch, and sums of whatever else is worth knowing
 Loss: TypeAlias = Callable[[Tensor, Batch], tuple[Tensor, Mapping[str, Tensor]]]
@@ -100,8 +101,8 @@ class Trainer:
         self.num_skipped = 0
 
     def score(self, batch: Batch) -> Scores:
-        """The trained tokens' log-probabilities, with their gradients."""
-        return score(self.model, batch, self.mode)
+        """The trained tokens' log-probabilities, with their gradients. A batch's `routing` is replayed."""
+        return score(self.model, batch, replaying(self.mode, self.model.config, batch.routing))
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
