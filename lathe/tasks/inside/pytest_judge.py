@@ -41,7 +41,7 @@ LOOKERS = ("/inspect.py", "/bdb.py", "/pdb.py", "/trace.py", "/cgitb.py", "/asyn
            "/_pytest/_code/code.py", "/dis.py")  # fmt: skip
 WALKERS = ("/traceback.py",)
 EVENTS = {
-    "lathe.record", "lathe.code", "open", "compile", "code.__new__", "marshal.loads", "object.__setattr__",
+    "lathe.record", "lathe.code", "lathe.changes", "open", "compile", "code.__new__", "marshal.loads", "object.__setattr__",
     "object.__getattr__", "ctypes.addressof", "ctypes.call_function", "ctypes.cdata", "ctypes.cdata/buffer",
     "ctypes.create_string_buffer", "ctypes.create_unicode_buffer", "ctypes.dlopen", "ctypes.dlsym",
     "ctypes.dlsym/handle", "ctypes.get_errno", "ctypes.set_errno", "ctypes.string_at", "ctypes.wstring_at",
@@ -68,6 +68,7 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code, codes):
     pid, main_thread = os.getpid(), threading.get_ident()
     get_ident = threading.get_ident
     count = 0
+    changes = 0  # of functions' code, by anybody
     seen = set()
     below = set()  # what called the judge is not the solution
     frame = caller()
@@ -138,7 +139,10 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code, codes):
             looking.discard(here)
 
     def look(event, args):
-        if event == "object.__getattr__":
+        nonlocal changes
+        if event == "lathe.changes":
+            args[0].append(changes)
+        elif event == "object.__getattr__":
             if args[1] != "__code__":
                 if asked_by_solution(LOOKERS) or walks_traceback():
                     accuse(f"the solution reads {args[1]}")
@@ -176,6 +180,7 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code, codes):
             if asked_by_solution():
                 accuse(f"the solution makes code objects ({event})")
         elif event == "object.__setattr__":
+            changes += args[1] == "__code__"
             if args[1] in CHANGES_CODE and asked_by_solution():
                 accuse(f"the solution sets {args[1]}")
         elif asked_by_solution(("/ctypes/__init__.py", "/ctypes/util.py")):
@@ -185,25 +190,28 @@ def make_hook(key, descriptor, folder, hidden, patched, record_code, codes):
 
 
 def functions_of(names):
-    """Each function of those modules and their classes, with its code: what it was before others ran."""
-    found = {}
+    """Where each function of those modules and their classes stands, and what it was before others ran:
+    (label, namespace, key, value, code). Namespaces are the live ones; to look at them costs little."""
+    found = []
     for name, module in list(sys.modules.items()):
         if not any(name == each or name.startswith(each) for each in names):
             continue
+        found.append((("sys.modules", name), sys.modules, name, module, None))
         for key, value in list(vars(module).items()):
-            found[(name, key)] = identity(value)
+            add_function(found, (name, key), vars(module), key, value)
             if isinstance(value, type) and value.__module__ == name:
                 for inner, member in list(vars(value).items()):
-                    found[(f"{name}.{key}", inner)] = identity(member)
-    for key, value in vars(builtins).items():
-        found[("builtins", key)] = identity(value)
+                    add_function(found, (f"{name}.{key}", inner), vars(value), inner, member)
+    for key, value in list(vars(builtins).items()):
+        add_function(found, ("builtins", key), vars(builtins), key, value)
     return found
 
 
-def identity(value):
-    if callable(value) or isinstance(value, (staticmethod, classmethod, property)):
-        return id(value), id(getattr(value, "__code__", None))
-    return None
+def add_function(found, label, namespace, key, value):
+    if label not in MAY_CHANGE and (
+        callable(value) or isinstance(value, (staticmethod, classmethod, property))
+    ):
+        found.append((label, namespace, key, value, getattr(value, "__code__", None)))
 
 
 MAY_CHANGE = {
@@ -217,18 +225,22 @@ class Plugin:
 
     def __init__(self, hidden):
         self.hidden = hidden
-        self.before = {}
+        self.before = []
         self.plugins = set()
         self.ran = {}
 
     def record(self, **fields):
         sys.audit("lathe.record", fields)
 
-    def check(self):
-        now = functions_of(WATCHED)
-        for key, was in self.before.items():
-            if was is not None and now.get(key) != was and key not in MAY_CHANGE:
-                self.record(kind="suspect", what=f"{'.'.join(key)} was replaced")
+    def check(self, audit=sys.audit):
+        """Codes are read only when somebody has set one: each reading is an event, and there are thousands."""
+        told: list = []
+        audit("lathe.changes", told)
+        has_changes = told != [0]
+        for label, namespace, key, value, code in self.before:
+            now = namespace.get(key)
+            if now is not value or (has_changes and getattr(now, "__code__", None) is not code):
+                self.record(kind="suspect", what=f"{'.'.join(label)} was replaced")
         for name in sorted(names_of(self.config.pluginmanager) - self.plugins):
             self.record(kind="suspect", what=f"a plugin was registered: {name}")
 
