@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from lathe.kernels.experts import grouped_experts
 from lathe.kernels.invariant_attention import invariant_paged_attention
 from lathe.model.linear import INVARIANT, QUICK, Arithmetic, is_invariant
 from lathe.model.packed import weight_shapes
+from lathe.model.routing import Routing, sparse_layers
 from lathe.model.transformer import Transformer
 
 invariant_experts = partial(grouped_experts, linear=INVARIANT.linear, swiglu=INVARIANT.swiglu)
@@ -47,11 +49,15 @@ def batch(shares: list[Share]) -> Batch:
 
 
 class Runner:
-    """Holds the model and its cache, and computes in PyTorch; knows nothing of requests."""
+    """Holds the model and its cache, and computes in PyTorch; knows nothing of requests.
+
+    `note_routing`, where set, is told after each step where its tokens went: ids of experts [T, layers, k].
+    """
 
     def __init__(self, model: Transformer, cache: KVCache):
         self.model = model
         self.cache = cache
+        self.note_routing: Callable[[list[Share], Tensor], None] | None = None
 
     @torch.inference_mode()
     def run(self, shares: list[Share], *, invariant: bool = False) -> Tensor:
@@ -70,14 +76,19 @@ class Runner:
         attention = invariant_paged_attention if invariant else paged_attention
         experts = invariant_experts if invariant else grouped_experts
         arithmetic: Arithmetic = INVARIANT if invariant else QUICK
+        routing = None
+        if self.note_routing is not None:
+            arithmetic = routing = Routing(arithmetic, sparse_layers(self.model.config))
 
         hidden_TD = self.model(
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
-            attend,
+            attend if routing is None else routing.attend(attend),
             experts,
             arithmetic,
         )
+        if routing is not None and self.note_routing is not None:
+            self.note_routing(shares, routing.ids_TLk.cpu())
         rows_R = torch.tensor(rows, device=device, dtype=torch.long)
         return self.model.logits(hidden_TD[rows_R], arithmetic)
 

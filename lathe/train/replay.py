@@ -7,12 +7,18 @@ trainer's own forward sent them, with R3 where the engine did (arXiv 2510.11370,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from lathe.engine.engine import Engine
+from lathe.engine.runner import Runner
+from lathe.engine.scheduler import Share
+from lathe.engine.sequence import Sequence
+from lathe.errors import UserError
 from lathe.model.config import ModelConfig
 from lathe.model.routing import Routing, sparse_layers
 from lathe.model.transformer import Transformer
@@ -58,3 +64,57 @@ def with_old_policy(
             old = tuple(next(logprobs) if trained else 0.0 for trained in sample.loss_mask)
             done.append(replace(sample, old_logprobs=old, routing=its_routing))
     return done
+
+
+class EngineRouting:
+    """Where the routers of an engine in this process send its tokens (R3), until told to `forget`.
+
+    Tokens are found again by themselves and those before them, as in the engine's cache of beginnings:
+    nothing of it travels with a completion, and a prompt that was read for one reply is known for all.
+    Raises UserError for an engine that computes in the compiled kernels.
+    """
+
+    def __init__(self, engine: Engine):
+        if not isinstance(engine.runner, Runner):
+            raise UserError(
+                "R3 is not needed with the compiled kernels: train with deterministic = true, then the "
+                "trainer's routers choose as the engine's do, bit for bit."
+            )
+        self._seen: dict[int, Tensor] = {}
+        self._keys: WeakKeyDictionary[Sequence, list[int]] = WeakKeyDictionary()
+        engine.runner.note_routing = self._note
+
+    def forget(self) -> None:
+        """The engine has new weights: what it computed before is of no use."""
+        self._seen.clear()
+
+    def find(self, samples: Iterable[Sample]) -> tuple[list[Sample], float]:
+        """The samples with their `routing`, -1 for tokens that the engine has not read; and the share of
+        tokens that it has. Each sample's last token is never read: nothing was sampled after it."""
+        samples, done, num_known = list(samples), [], 0
+        if not self._seen:
+            return samples, 0.0
+        unknown = torch.full_like(next(iter(self._seen.values())), -1)
+        for sample in samples:
+            rows = [self._seen.get(key) for key in keys_after(0, sample.token_ids)]
+            routing = torch.stack([unknown if row is None else row for row in rows])
+            done.append(replace(sample, routing=routing))
+            num_known += sum(row is not None for row in rows)
+        return done, num_known / sum(len(sample.token_ids) for sample in samples)
+
+    def _note(self, shares: list[Share], ids_TLk: Tensor) -> None:
+        rows = iter(ids_TLk)
+        for share in shares:
+            sequence, first = share.sequence, share.sequence.num_computed
+            keys = self._keys.setdefault(sequence, [0])  # of everything before each place
+            keys.extend(keys_after(keys[-1], sequence.token_ids[len(keys) - 1 : first + share.num_tokens]))
+            last = first + share.num_tokens + 1
+            for key in (*keys[first + 1 : last], *keys_after(keys[last - 1], share.drafts)):
+                self._seen[key] = next(rows)
+
+
+def keys_after(key: int, token_ids: Iterable[int]) -> Iterator[int]:
+    """A key for each token and all before it, whose key is the given one."""
+    for token_id in token_ids:
+        key = hash((key, token_id))
+        yield key

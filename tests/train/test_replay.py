@@ -1,5 +1,6 @@
 """Replayed routing: the same bits where nothing changes, a continuous ratio where experts would flip."""
 
+import queue
 from dataclasses import replace
 
 import pytest
@@ -7,13 +8,17 @@ import torch
 from tiny_models import random_model, tiny_config
 from torch.utils.checkpoint import checkpoint
 
+from lathe.engine.engine import Engine, EngineConfig
+from lathe.engine.kv_cache import bytes_per_token
+from lathe.errors import UserError
 from lathe.kernels.cpu.library import load
 from lathe.model.routing import Routing, replayed, sparse_layers
 from lathe.train.batch import Sample, pack
 from lathe.train.forward import exact, quick, score
 from lathe.train.loss import LossConfig, balance_loss, policy_loss
-from lathe.train.replay import replaying, routed, with_old_policy
+from lathe.train.replay import EngineRouting, replaying, routed, with_old_policy
 from lathe.train.trainer import TrainConfig, Trainer
+from lathe.types import SamplingParams
 
 MOE = dict(architecture="qwen3_moe", num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32)
 CONFIG = tiny_config(num_layers=3, mlp_only_layers=(1,), **MOE)
@@ -209,3 +214,96 @@ def test_a_router_without_its_layers_attention_is_an_error():
     routing = Routing(quick().arithmetic, (0, 2))
     with pytest.raises(KeyError):
         routing.route(torch.zeros(1, 8), 3, True)
+
+
+# R3: the engine's routing
+
+
+@pytest.fixture
+def serve():
+    """An engine of a model, in PyTorch unless told otherwise, and a function that samples from it."""
+    engines = []
+
+    def start(model, **settings):
+        memory = bytes_per_token(model.config, torch.float32) * 4096
+        config = EngineConfig(kv_memory_bytes=memory, **(dict(compiled=False) | settings))
+        engines.append(Engine(model, config=config))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+def reply(engine, prompt, **sampling):
+    reports: queue.SimpleQueue = queue.SimpleQueue()
+    engine.submit(tuple(prompt), SamplingParams(**(dict(max_tokens=12, logprobs=0) | sampling)), reports.put)
+    tokens, is_done = [], False
+    while not is_done:
+        report = reports.get(timeout=60)
+        assert report.error is None, report.error
+        tokens.append(report.token)
+        is_done = report.finish_reason is not None
+    ids = (*prompt, *(token.token_id for token in tokens))
+    none = len(prompt)
+    logprobs = (0.0,) * none + tuple(token.logprob for token in tokens)
+    return Sample(ids, tuple(place >= none for place in range(len(ids))), logprobs)
+
+
+def own_routing(model, sample):
+    (own,) = with_old_policy([replace(sample, routing=None)], model, quick(), 999, routing=True)
+    return own.routing
+
+
+def test_the_engines_routing_is_found_for_every_token_it_has_read(serve):
+    """Prompts in pieces, beginnings from the cache, guessed words that were wrong: all but the last token."""
+    model = random_model(CONFIG)
+    engine = serve(model, prefill_chunk=8)
+    seen = EngineRouting(engine)
+    prompt = [5, 6, 7, 8] * 12
+    first = reply(engine, prompt, seed=1)
+    second = reply(engine, [*first.token_ids, 9, 9, 4], seed=2)
+    greedy = reply(engine, [*prompt, *prompt], temperature=0.0, max_tokens=30)
+    found, share = seen.find([first, second, greedy])
+    for sample in found:
+        assert torch.equal(sample.routing[:-1], own_routing(model, sample)[:-1])
+    # the first reply's last token was read as part of the second prompt
+    assert (found[0].routing >= 0).all() and (found[1].routing[-1] == -1).all()
+    assert share == 1 - 2 / sum(len(sample.token_ids) for sample in found)
+    seen.forget()
+    assert seen.find([first])[0][0].routing is None
+
+
+def test_a_trainer_of_other_numbers_follows_the_engines_routing(serve):
+    """An engine in bf16: some tokens go elsewhere than in fp32, until its routing is replayed."""
+    model = random_model(CONFIG, seed=3)
+    engine = serve(random_model(CONFIG, seed=3).bfloat16())
+    seen = EngineRouting(engine)
+    replies = [reply(engine, range(5 + seed, 60 + seed), seed=seed, max_tokens=40) for seed in range(4)]
+    found, _ = seen.find(replies)
+    differs = [
+        (own_routing(model, sample) != sample.routing).flatten(1).any(1)[:-1].sum().item() for sample in found
+    ]
+    assert sum(differs) > 0
+    batch = pack(found)
+    mode, routing = routed(quick(), CONFIG, batch.routing)
+    replayed_N = score(model, batch, mode).logprobs_N
+    told = batch.routing >= 0
+    assert torch.equal(routing.ids_TLk[told], batch.routing[told])
+    plain_N = logprobs(model, batch, quick())
+    mismatch, before = ((each - batch.logprobs_N).square().mean() for each in (replayed_N, plain_N))
+    assert mismatch < before / 4
+
+
+@pytest.mark.skipif(load() is None, reason="no compiled kernels here")
+def test_with_the_compiled_kernels_the_trainer_routes_as_the_engine_did(serve):
+    """R3 would change nothing: the probabilities are the engine's to the bit, replayed or not."""
+    model = random_model(CONFIG)
+    engine = serve(model, compiled=True)
+    replies = [reply(engine, range(5 + seed, 30 + seed), seed=seed, deterministic=True) for seed in range(3)]
+    own = with_old_policy(replies, model, exact(), max_tokens=50, routing=True)
+    batch = pack(own)
+    assert torch.equal(batch.old_N, batch.logprobs_N)
+    assert torch.equal(logprobs(model, batch, exact(), batch.routing), batch.logprobs_N)
+    with pytest.raises(UserError, match="R3 is not needed with the compiled kernels"):
+        EngineRouting(engine)
