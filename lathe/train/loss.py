@@ -147,7 +147,7 @@ def clipped_objective(ratio_N: Tensor, advantages_N: Tensor, config: LossConfig)
 def cispo(
     logprobs_N: Tensor, log_rho_N: Tensor, advantages_N: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sg[clip(rho)] A log pi (MiniMax-M1, equation 4): the bound limits a token's weight, and no token loses
+    """sg[clip(rho)] A log pi (MiniMax-M1): the bound limits a token's weight, and no token loses
     its gradient. Also where the bound decides, and rho."""
     low, high = config.clip
     rho_N = log_rho_N.detach().exp()
