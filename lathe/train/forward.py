@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,13 @@ from lathe.errors import UserError
 from lathe.kernels.attention import causal_attention
 from lathe.kernels.cpu import library
 from lathe.kernels.cpu.exact import Exact
-from lathe.kernels.experts import grouped_experts
+from lathe.kernels.expert_gradients import trained_experts
+from lathe.kernels.token_logprobs import Scores, logsumexp, token_logprobs
 from lathe.model.linear import QUICK, Arithmetic
 from lathe.model.transformer import Attend, RunExperts, RunLayer, Transformer, run_layer
 from lathe.train.batch import Batch
 
 MOST_LOGITS = 1 << 25  # numbers: 128 MB in fp32. More rows than that go through the head in pieces.
-
-
-class Scores(NamedTuple):
-    """Of each trained token: its log-probability, and the entropy (nats) of what it was drawn from, which has
-    no gradient."""
-
-    logprobs_N: Tensor
-    entropy_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Mode:
     arithmetic: Arithmetic
     attend: Callable[[Sequence[int]], Attend]
     run_experts: RunExperts
-    token_logprobs: Callable[[Tensor, Tensor], Scores]
+    normalizers: Callable[[Tensor], Tensor]
     run_layer: RunLayer = run_layer
 
 
@@ -57,7 +50,7 @@ def quick() -> Mode:
     def attend(lengths: Sequence[int]) -> Attend:
         return lambda _, q_THd, k_TKd, v_TKd: causal_attention(q_THd, k_TKd, v_TKd, lengths)
 
-    return Mode(QUICK, attend, grouped_experts, token_logprobs)
+    return Mode(QUICK, attend, trained_experts, logsumexp)
 
 
 def exact() -> Mode:
@@ -67,12 +60,7 @@ def exact() -> Mode:
         raise UserError(f"Deterministic training needs the engine's own kernels. {library.why_not()}")
     arithmetic = Exact(found)
 
-    def scores(logits_NV: Tensor, ids_N: Tensor) -> Scores:
-        with torch.no_grad():
-            entropy_N = token_logprobs(logits_NV, ids_N).entropy_N
-        return Scores(arithmetic.logprobs(logits_NV, ids_N), entropy_N)
-
-    return Mode(arithmetic, arithmetic.attend, arithmetic.run_experts, scores)
+    return Mode(arithmetic, arithmetic.attend, arithmetic.run_experts, arithmetic.normalizers)
 
 
 def score(model: Transformer, batch: Batch, mode: Mode) -> Scores:
@@ -92,7 +80,7 @@ def score(model: Transformer, batch: Batch, mode: Mode) -> Scores:
     hidden_ND = hidden_TD[batch.rows_N]
 
     def of_rows(hidden_nD: Tensor, targets_n: Tensor) -> Scores:
-        return mode.token_logprobs(model.logits(hidden_nD, mode.arithmetic), targets_n)
+        return token_logprobs(model.logits(hidden_nD, mode.arithmetic), targets_n, mode.normalizers)
 
     num_rows = max(1, MOST_LOGITS // model.config.vocab_size)
     if len(hidden_ND) <= num_rows:
@@ -104,27 +92,3 @@ def score(model: Transformer, batch: Batch, mode: Mode) -> Scores:
         )
     ]
     return Scores(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
-
-
-def token_logprobs(logits_NV: Tensor, ids_N: Tensor) -> Scores:
-    """Each row's token under the softmax of its logits, in fp32. Reads the logits twice, and keeps them."""
-    return Scores(*_TokenLogprobs.apply(logits_NV, ids_N))
-
-
-class _TokenLogprobs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs_NV = logits_NV.log_softmax(-1, dtype=torch.float32)
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-        ctx.save_for_backward(logprobs_NV, ids_N)
-        ctx.dtype = logits_NV.dtype
-        ctx.mark_non_differentiable(entropy_N)
-        return logprobs_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N
-
-    @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        logprobs_NV, ids_N = ctx.saved_tensors
-        grad_NV = logprobs_NV.exp().mul_(-grad_N[:, None])
-        rows_N = torch.arange(len(ids_N), device=ids_N.device)
-        grad_NV[rows_N, ids_N] += grad_N
-        return grad_NV.to(ctx.dtype), None

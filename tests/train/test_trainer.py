@@ -101,6 +101,27 @@ def test_a_step_is_the_same_however_it_is_cut(deterministic):
         torch.testing.assert_close(weight, other_weights[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@needs_kernels
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("num_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_same_samples_give_the_same_weights_bit_for_bit(optimizer, num_threads):
+    """Two threads could add up in any order. (On a busy machine they wait for one another: minutes.)"""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        weights = []
+        for _ in range(2):
+            model = random_model(tiny_config(**MOE))
+            config = TrainConfig(lr=1e-2, optimizer=optimizer, deterministic=True, max_tokens=64)
+            trainer = Trainer(model, config)
+            for step in range(3):
+                trainer.step(random_samples(8, seed=step), nll)
+            weights.append(model.state_dict())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
 def test_a_gradient_that_is_not_finite_updates_nothing():
     model = random_model(tiny_config())
     trainer = Trainer(model, TrainConfig(lr=1e-2))

@@ -23,7 +23,8 @@ from lathe.kernels.cpu.library import Library
 from lathe.kernels.cpu.sampling import normalizer
 from lathe.kernels.cpu.table import PAGE_SIZE, Code, Op, Step
 from lathe.kernels.cpu.weights import matrix
-from lathe.kernels.experts import grouped_experts
+from lathe.kernels.expert_gradients import expert_gradients, sort_by_expert
+from lathe.kernels.token_logprobs import token_logprobs
 
 Rope = tuple[Tensor, Tensor]
 
@@ -56,7 +57,14 @@ class Exact:
             self._call(Code.NORM, a, (eps,), rows)
             return out
 
-        return computed(forward, lambda x, weight: F.rms_norm(x, weight.shape, weight, eps), x, weight)
+        def gradients(grad: Tensor, wanted: Wanted, x: Tensor, weight: Tensor) -> Gradients:
+            scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt_()
+            normal, grad_normal = x * scale, grad * weight
+            grad_weight = (grad * normal).flatten(0, -2).sum(0) if wanted[1] else None
+            shrunk = normal.mul_((grad_normal * normal).mean(-1, keepdim=True))
+            return grad_normal.sub_(shrunk).mul_(scale), grad_weight
+
+        return computed(forward, gradients, x, weight)
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
         def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,7 +75,11 @@ class Exact:
             del keep
             return out
 
-        return computed(forward, F.linear, x, weight, *([] if bias is None else [bias]))
+        def gradients(grad: Tensor, wanted: Wanted, x: Tensor, weight: Tensor, *bias: Tensor) -> Gradients:
+            of_bias = [grad.sum(0)] if bias else []
+            return grad @ weight if wanted[0] else None, grad.T @ x if wanted[1] else None, *of_bias
+
+        return computed(forward, gradients, x, weight, *([] if bias is None else [bias]))
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         def forward(gate: Tensor, up: Tensor) -> Tensor:
@@ -76,7 +88,10 @@ class Exact:
             self._call(Code.SWIGLU, a, (), len(gate))
             return out
 
-        return computed(forward, lambda gate, up: F.silu(gate) * up, gate, up)
+        def gradients(grad: Tensor, wanted: Wanted, gate: Tensor, up: Tensor) -> Gradients:
+            return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+        return computed(forward, gradients, gate, up)
 
     def route(self, logits_TE: Tensor, num_chosen: int, normalized: bool) -> tuple[Tensor, Tensor]:
         num_tokens, num_experts = logits_TE.shape
@@ -92,7 +107,7 @@ class Exact:
             weights = logits.softmax(-1).gather(-1, ids_Tk.long())
             return weights / weights.sum(-1, keepdim=True) if normalized else weights
 
-        return ids_Tk, computed(forward, again, logits_TE)
+        return ids_Tk, computed(forward, by_autograd(again), logits_TE)
 
     def run_experts(
         self, x_TD: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor, ids_Tk: Tensor, weights_Tk: Tensor
@@ -115,10 +130,10 @@ class Exact:
             self._call(Code.EXPERTS, a, (), num_tokens)
             return out
 
-        def again(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor) -> Tensor:
-            return grouped_experts(x, gate_up, down, ids_Tk.long(), weights)
+        def gradients(grad: Tensor, wanted: Wanted, *layer: Tensor) -> Gradients:
+            return expert_gradients(grad, wanted, sort_by_expert(ids, len(down_EDI)), None, *layer)
 
-        return computed(forward, again, x_TD, gate_up_EFD, down_EDI, weights_Tk)
+        return computed(forward, gradients, x_TD, gate_up_EFD, down_EDI, weights_Tk)
 
     def attend(self, lengths: Sequence[int]) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """Attention of sequences of these lengths, packed one after the other, for the model's forward."""
@@ -129,18 +144,15 @@ class Exact:
         def again(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return causal_attention(q, k, v, lengths)
 
-        return lambda _, q, k, v: computed(forward, again, q, k, v)
+        return lambda _, q, k, v: computed(forward, by_autograd(again), q, k, v)
 
     def logprobs(self, logits_TV: Tensor, ids_T: Tensor) -> Tensor:
         """The log-probability of each row's token, [T], as the engine reports it."""
+        return token_logprobs(logits_TV, ids_T, self.normalizers).logprobs_N
 
-        def forward(logits: Tensor) -> Tensor:
-            totals = torch.tensor([normalizer(self.library, row) for row in logits])
-            return logits.gather(-1, ids_T[:, None])[:, 0] - totals
-
-        return computed(
-            forward, lambda logits: logits.log_softmax(-1).gather(-1, ids_T[:, None])[:, 0], logits_TV
-        )
+    def normalizers(self, logits_TV: Tensor) -> Tensor:
+        """What each row's logits are reduced by to become log-probabilities, [T]."""
+        return torch.tensor([normalizer(self.library, row) for row in logits_TV.contiguous()])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
         (num_tokens, num_heads, d), num_kv_heads = q.shape, k.shape[1]
@@ -179,28 +191,39 @@ class Exact:
         self.library.native.lathe_run(table, 1, ctypes.byref(Step(num_tokens=num_tokens, **step)))
 
 
-def computed(forward: Callable[..., Tensor], again: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """What `forward` computes of these tensors, made contiguous, with the gradients of `again`."""
-    return _Computed.apply(forward, again, *inputs)
+Wanted = tuple[bool, ...]  # for each input, whether it needs a gradient
+Gradients = tuple[Tensor | None, ...]
+
+
+def computed(forward: Callable[..., Tensor], gradients: Callable[..., Gradients], *inputs: Tensor) -> Tensor:
+    """What `forward` computes of these tensors, made contiguous. `gradients` is given the output's gradient,
+    which inputs need one, and the inputs."""
+    return _Computed.apply(forward, gradients, *inputs)
+
+
+def by_autograd(again: Callable[..., Tensor]) -> Callable[..., Gradients]:
+    """The gradients of a function in PyTorch."""
+
+    def gradients(grad: Tensor, wanted: Wanted, *given: Tensor) -> Gradients:
+        with torch.enable_grad():
+            inputs = [each.detach().requires_grad_(need) for each, need in zip(given, wanted, strict=True)]
+            out = again(*inputs)
+        found = iter(torch.autograd.grad(out, [each for each in inputs if each.requires_grad], grad))
+        return tuple(next(found) if need else None for need in wanted)
+
+    return gradients
 
 
 class _Computed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, forward: Callable[..., Tensor], again: Callable[..., Tensor], *inputs: Tensor
+        ctx: Any, forward: Callable[..., Tensor], gradients: Callable[..., Gradients], *inputs: Tensor
     ) -> Tensor:
-        ctx.again = again
+        ctx.gradients = gradients
         ctx.save_for_backward(*inputs)
         return forward(*(each.detach().contiguous() for each in inputs))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        wanted = ctx.needs_input_grad[2:]
-        with torch.enable_grad():
-            inputs = [
-                each.detach().requires_grad_(need)
-                for each, need in zip(ctx.saved_tensors, wanted, strict=True)
-            ]
-            out = ctx.again(*inputs)
-        found = iter(torch.autograd.grad(out, [each for each in inputs if each.requires_grad], grads))
-        return None, None, *(next(found) if need else None for need in wanted)
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, None, *ctx.gradients(grad, ctx.needs_input_grad[2:], *ctx.saved_tensors)
