@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lathe.train.shards import cut_like, is_sharded, whole
+
 Decay: TypeAlias = Literal["constant", "linear", "cosine", "wsd"]
 
 WSD_SHARE = 0.2  # of a run's steps, over which "wsd" (warm-up, stable, decay) goes down at the end
@@ -75,7 +77,8 @@ class Muon(torch.optim.Optimizer):
 
     The update of a matrix is U V^T of its momentum U S V^T, times 0.2 sqrt(larger side): then its entries are
     as large as AdamW's, and one learning rate serves both (Moonlight, arXiv 2502.16982). A stack of matrices
-    [E, rows, columns] is E of them. Weight decay is AdamW's.
+    [E, rows, columns] is E of them. Weight decay is AdamW's. Of weights that many processes share (FSDP2),
+    each process makes the whole matrix orthogonal; a stack's matrices stay where they are.
     """
 
     def __init__(
@@ -99,7 +102,11 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(weight)
                 state["momentum"].mul_(momentum).add_(weight.grad)
-                update = orthogonal(weight.grad + momentum * state["momentum"])  # Nesterov's look ahead
+                ahead = weight.grad + momentum * state["momentum"]  # Nesterov's look ahead
+                if is_sharded(ahead) and ahead.dim() == 2:
+                    update = cut_like(orthogonal(whole(ahead)), ahead)
+                else:
+                    update = orthogonal(ahead)
                 weight.mul_(1 - lr * group["weight_decay"])
                 weight.add_(update, alpha=-lr * 0.2 * max(weight.shape[-2:]) ** 0.5)
 

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from lathe.errors import UserError
 from lathe.model.transformer import Transformer
-from lathe.train.batch import Batch, Sample, cut, pack
+from lathe.train import parallel
+from lathe.train.batch import Batch, Sample, pack
 from lathe.train.forward import Mode, Scores, exact, quick, recompute, score
 from lathe.train.lora import Lora
 from lathe.train.masters import Masters
 from lathe.train.optim import Decay, make_optimizers, schedule
+from lathe.train.parallel import ALONE, World
 from lathe.train.replay import replaying
+from lathe.train.shards import whole
 
 # (logprobs_N, batch) -> the loss, a sum over the batch, and sums of whatever else is worth knowing
 Loss: TypeAlias = Callable[[Tensor, Batch], tuple[Tensor, Mapping[str, Tensor]]]
@@ -77,15 +80,21 @@ class Trainer:
 
     With `lora` only its adapters are trained. Either that or dtype "bfloat16" gives the model's weights new
     memory: make the trainer before an engine that shares them.
+
+    In a `world` of many processes, of a model that `parallel.shard` has shared out: every process then calls
+    every method, `step` with the same samples, of which each takes its share.
     """
 
-    def __init__(self, model: Transformer, config: TrainConfig, lora: Lora | None = None):
+    def __init__(
+        self, model: Transformer, config: TrainConfig, lora: Lora | None = None, world: World = ALONE
+    ):
         self.model = model
         self.config = config
+        self.world = world
         mode = exact() if config.deterministic else quick()
         self.mode: Mode = replace(mode, run_layer=recompute) if config.checkpoint_activations else mode
         self.moved: Moved | None = lora
-        if config.dtype == "bfloat16":
+        if config.dtype == "bfloat16" and world.size == 1:  # else `shard` has seen to it
             if lora is None:
                 self.moved = Masters(model)
             else:
@@ -107,7 +116,10 @@ class Trainer:
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """The trained tokens' log-probabilities under the model's own distribution, [N]."""
-        return self.score(batch).logprobs_N
+        logprobs_N = self.score(batch).logprobs_N
+        if self.world.size > 1:
+            self.model.reshard()  # type: ignore[operator]  # the head stays gathered for a backward pass
+        return logprobs_N
 
     @property
     def lr(self) -> float:
@@ -133,14 +145,13 @@ class Trainer:
         self._forget_gradient()
         sums = dict.fromkeys(("loss", "entropy", "num_tokens", "num_trained"), 0.0)
         largest_mismatch = 0.0
-        for group in cut(samples, self.config.max_tokens):
-            batch = pack(group)
-            if not len(batch.rows_N):
-                continue
-            found, mismatch = self._add_gradient(batch, loss)
-            largest_mismatch = max(largest_mismatch, mismatch)
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + value
+        for group, counts in parallel.share(tuple(samples), self.config.max_tokens, self.world):
+            found, mismatch = self._add_gradient(pack(group), loss, counts)
+            if counts:
+                largest_mismatch = max(largest_mismatch, mismatch)
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        sums = parallel.add_up(sums, self.world)
         grad_norm = self._update(lr) if sums["num_trained"] else 0.0
         self.step_number += 1
         seconds = time.perf_counter() - started
@@ -150,7 +161,7 @@ class Trainer:
             **kept,
             **{name: value / max(num_trained, 1.0) for name, value in sums.items()},
             "num_trained": num_trained,
-            "largest_mismatch": largest_mismatch,
+            "largest_mismatch": parallel.largest(largest_mismatch, self.world),
             "grad_norm": grad_norm,
             "skipped": float(not math.isfinite(grad_norm)),
             "lr": lr,
@@ -158,11 +169,12 @@ class Trainer:
             "tokens_per_s": kept["num_tokens"] / seconds,
         }
 
-    def _add_gradient(self, batch: Batch, loss: Loss) -> tuple[dict[str, float], float]:
-        """A micro-batch's part of the gradient. Sums of what it reports, and the largest mismatch."""
+    def _add_gradient(self, batch: Batch, loss: Loss, counts: bool) -> tuple[dict[str, float], float]:
+        """A micro-batch's part of the gradient; none unless it counts. Sums of what it reports, and the
+        largest mismatch."""
         logprobs_N, entropy_N = self.score(batch)
         value, reported = loss(logprobs_N, batch)
-        value.backward()
+        (value if counts else value * 0.0).backward()
         was_sampled = bool(batch.logprobs_N.any())
         mismatch = float((logprobs_N.detach() - batch.logprobs_N).abs().max()) if was_sampled else 0.0
         return {
@@ -177,7 +189,9 @@ class Trainer:
         """Moves the weights by the gradient that was added up. Returns its norm, not finite if it was not
         used."""
         weights = [weight for weight in self._parameters() if weight.grad is not None]
+        parallel.add_gradients(weights, self.world)
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        norm = whole(norm)
         if not bool(torch.isfinite(norm)):
             self.num_skipped += 1
             return float(norm)
@@ -200,10 +214,11 @@ class Trainer:
             weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on; with LoRA, of the model only the adapters."""
+        """All that the next steps depend on; with LoRA, of the model only the adapters. Each of many
+        processes gets all of it."""
         return {
-            "model": (self.moved or self.model).state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": parallel.gather((self.moved or self.model).state_dict()),
+            "optimizers": [parallel.gather(optimizer.state_dict()) for optimizer in self.optimizers],
             "step_number": self.step_number,
             "num_skipped": self.num_skipped,
             "random": torch.get_rng_state(),
@@ -211,8 +226,8 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` as if nothing had been between. Weights are changed in place."""
-        (self.moved or self.model).load_state_dict(state["model"])
+        parallel.load_weights(self.moved or self.model, state["model"])
         for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(its_state)
+            parallel.load_optimizer(optimizer, its_state)
         self.step_number, self.num_skipped = state["step_number"], state["num_skipped"]
         torch.set_rng_state(state["random"])

@@ -1,0 +1,93 @@
+"""Training in two processes is training in one: the same losses, gradients and weights, up to rounding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from two_processes import SAMPLES, VARIANTS, run
+
+from lathe.train.batch import Sample
+from lathe.train.parallel import ALONE, World, share
+
+HERE = Path(__file__).parent
+
+
+def in_two_processes(folder: Path, *variants: str) -> None:
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+    ran = subprocess.run(
+        [sys.executable, HERE / "two_processes.py", folder, *variants],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def assert_same_run(found: dict, wanted: dict, tolerance: float = 1e-4) -> None:
+    for mine, right in zip(found["stats"], wanted["stats"], strict=True):
+        for name in ("loss", "nll", "entropy", "grad_norm", "num_tokens", "num_trained"):
+            assert mine[name] == pytest.approx(right[name], rel=tolerance), name
+    torch.testing.assert_close(found["logprobs"], wanted["logprobs"], rtol=tolerance, atol=tolerance * 10)
+    for name, weight in wanted["weights"].items():
+        difference = (found["weights"][name].float() - weight.float()).abs().mean()
+        assert difference < tolerance * weight.float().abs().mean(), name
+
+
+def test_two_processes_train_as_one(tmp_path):
+    in_two_processes(tmp_path, "plain")
+    found, wanted = torch.load(tmp_path / "plain.pt"), run("plain", ALONE)
+    assert_same_run(found, wanted)
+    # and each holds half of every weight
+    assert all(2 * half <= rows + 1 for half, rows in zip(found["rows"], wanted["rows"], strict=True))
+
+
+@pytest.mark.slow
+def test_every_way_to_train_is_the_same_in_two_processes(tmp_path):
+    variants = [variant for variant in VARIANTS if variant != "plain"]
+    in_two_processes(tmp_path, *variants)
+    for variant in variants:
+        tolerance = 2e-2 if variant == "bf16" else 1e-3
+        assert_same_run(torch.load(tmp_path / f"{variant}.pt"), run(variant, ALONE), tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["plain", "muon", "lora"])
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path, variant):
+    state = run(variant, ALONE)["state"]
+    torch.save(state, tmp_path / f"{variant}.from")
+    wanted = run(variant, ALONE, torch.load(tmp_path / f"{variant}.from"))
+    in_two_processes(tmp_path, variant)
+    found = torch.load(tmp_path / f"{variant}.pt")
+    assert_same_run(found, wanted, 1e-3)
+    assert_same_run(run(variant, ALONE, state), wanted)  # and their state is as good as this process's
+    again = run(variant, ALONE, found["state"])
+    assert again["stats"][0]["loss"] == pytest.approx(found["stats"][2]["loss"], rel=1e-4)
+
+
+def test_every_process_gets_as_many_micro_batches_and_every_sample_is_trained_once():
+    for size in (1, 2, 3, 8):
+        worlds = [World(rank, size) for rank in range(size)]
+        for max_tokens in (20, 40, 70, 1000):
+            shares = [list(share(SAMPLES, max_tokens, world)) for world in worlds]
+            assert len({len(each) for each in shares}) == 1
+            trained = [sample for each in shares for group, counts in each if counts for sample in group]
+            assert sorted(map(len_of, trained)) == sorted(map(len_of, SAMPLES))
+            for each in shares:
+                for group, _ in each:
+                    assert len(group) == 1 or sum(map(len_of, group)) <= max_tokens
+    assert not list(share([Sample((1, 2), (False, False))], 10, World(0, 2)))
+    assert not list(share([], 10, World(1, 2)))
+
+
+def test_work_is_spread_evenly():
+    samples = [Sample((1,) * 10, (False, *[True] * 9)) for _ in range(16)]
+    for rank in range(4):
+        assert [len(group) for group, _ in share(samples, 10_000, World(rank, 4))] == [4]
+
+
+def len_of(sample: Sample) -> int:
+    return len(sample.token_ids)
