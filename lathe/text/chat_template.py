@@ -71,6 +71,15 @@ class ChatTemplate:
             tool_use=sources.get("tool_use"),
         )
 
+    def save(self, folder: Path | str) -> None:
+        """Writes it as `from_folder` and transformers read it."""
+        folder = Path(folder)
+        (folder / "chat_template.jinja").write_text(self.source, encoding="utf-8")
+        if self._tool_use is not None:
+            (folder / "additional_chat_templates").mkdir(exist_ok=True)
+            path = folder / "additional_chat_templates" / "tool_use.jinja"
+            path.write_text(self._tool_use.source, encoding="utf-8")
+
     @property
     def dialect(self) -> Dialect:
         """The syntax of tool calls in this template's prompts. One that knows no tools gets Qwen3-Coder's, as
