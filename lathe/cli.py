@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 import lathe
+from lathe.commands.report import report
+from lathe.commands.show import show
 from lathe.errors import LatheError, UserError
 
 if TYPE_CHECKING:
@@ -711,25 +713,8 @@ def build_kernels(
     print(library.describe())
 
 
-@app.command()
-def show(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A .jsonl of rollouts, or a folder of them.")],
-    model: Annotated[
-        str | None, typer.Option(help="Whose tokenizer to read the ids with. As the records say.")
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Leave out no line of what the model read.")] = False,
-    ids: Annotated[bool, typer.Option("--ids", help="Show the tokens' ids, too.")] = False,
-    logprobs: Annotated[
-        bool, typer.Option("--logprobs", help="Show each sampled token with its log-probability.")
-    ] = False,
-) -> None:
-    """Show rollouts: what was said, and in green what would be trained on. Loads no weights."""
-    from lathe.jsonl import read_rollouts
-    from lathe.terminal.show import Detail, show_rollout, tokenizers
-
-    out, tokenizer_of = stdout(), tokenizers(model)
-    for rollout in read_rollouts(path):
-        show_rollout(rollout, tokenizer_of(rollout.model), out, Detail(full, ids, logprobs))
+app.command()(show)
+app.command()(report)
 
 
 @app.command("fleet")
