@@ -47,12 +47,16 @@ SECTIONS: Mapping[str, Sequence[Metric]] = {
     "Does it stay healthy?": (
         Metric("entropy", "Entropy", "number", "Nats a token. Near 0, nothing new is tried."),
         Metric("clip_share", "Clipped", "share", "Tokens whose gradient the objective cut off."),
+        Metric("clipped", "Clipped", "share", "Tokens whose bound decides."),
         Metric("grad_norm", "Gradient norm", "number", "Before clipping."),
-        Metric("kl", "KL", "number", "Distance from the reference, in nats a token."),
+        Metric("kl_old", "KL from before the step", "number", "Nats a token."),
+        Metric("kl_reference", "KL from the reference", "number", "Nats a token."),
+        Metric("ratio", "Ratio", "number", "Trained policy over the one before the step."),
         Metric("lr", "Learning rate"),
     ),
     "Can it be trusted?": (
         Metric("mismatch", "Mismatch", "number", "Largest difference of engine's and trainer's logprobs."),
+        Metric("masked", "Masked", "share", "Tokens that a correction takes out."),
         Metric("invalid_share", "Invalid attempts", "share", "The machine failed: they train nothing."),
         Metric("invalid", "Invalid attempts", "share", "The machine failed: they train nothing."),
         Metric("suspect", "Suspect attempts", "share", "Signs of cheating: they earn nothing."),
