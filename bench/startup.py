@@ -35,6 +35,7 @@ WORDS = ["generate", "smollm2", "The capital of France is", "--max-tokens", "1",
 def staged(report: Path, started: float) -> None:
     """Runs the command in this process and writes how long each stage took: [seconds, processor seconds]."""
     import lathe.cli as cli
+    import lathe.commands.generate as verb
 
     took = {stage: [0.0, 0.0] for stage in STAGES}
     last = [started, 0.0]
@@ -56,7 +57,7 @@ def staged(report: Path, started: float) -> None:
 
         setattr(home, name, with_clock)
 
-    load: Callable[..., Any] = cli.load
+    load: Callable[..., Any] = verb.load
 
     def load_with_clock(*args: Any, **options: Any) -> Any:
         from lathe.terminal import talk
@@ -90,7 +91,7 @@ def staged(report: Path, started: float) -> None:
         end("rest")
         return loaded
 
-    cli.load = load_with_clock
+    verb.load = load_with_clock
     sys.argv[1:] = WORDS
     try:
         cli.main()

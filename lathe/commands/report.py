@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lathe.commands.opening import stderr
+
 
 def report(
     runs: Annotated[
@@ -24,13 +26,11 @@ def report(
     ] = None,
 ) -> None:
     """Write what runs did into one HTML page: curves, settings, attempts. It needs nothing but itself."""
-    from rich.console import Console
-
     from lathe.terminal.show import tokenizers
     from lathe.train.report import write_picture, write_report
     from lathe.train.runs import read_runs
 
-    read, console = read_runs(runs), Console(stderr=True)
+    read, console = read_runs(runs), stderr()
     if svg is not None:
         write_picture(read, metric, svg, title)
         console.print(f"{svg}: {metric} of {len(read)} runs", highlight=False, soft_wrap=True)

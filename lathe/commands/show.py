@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lathe.commands.opening import stdout
+
 
 def show(
     path: Annotated[
@@ -26,13 +28,11 @@ def show(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Of a run: draw each new step.")] = False,
 ) -> None:
     """Show rollouts: what was said, and in green what would be trained on. Of a run: its curves."""
-    from rich.console import Console
-
     from lathe.errors import UserError
     from lathe.jsonl import read_rollouts
     from lathe.log import is_run
 
-    out = Console()
+    out = stdout()
     if is_run(path):
         from lathe.train.show import follow_run, show_run
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import lathe
 from lathe.agent.headless import EXIT_CODES
-from lathe.cli import CODE_EXITS, app
+from lathe.cli import app
+from lathe.commands.code import CODE_EXITS
 from lathe.sandbox.spec import Bind, SandboxSpec
 
 SILENT = "http://127.0.0.1:9"  # the discard port: nobody listens
