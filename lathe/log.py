@@ -26,11 +26,13 @@ from lathe.types import Rollout
 
 Metrics = dict[str, float]
 
-# What a step's line says of a metric, in this order. Others follow, then the rate and the time.
+# What a step's line says of a metric, in this order. Others follow, then the rate and the time; seconds_*,
+# the time's parts, are left to the file.
 WORDS: Mapping[str, Callable[[float], str]] = {
     "reward": lambda value: f"reward {value:.2f}",
     "pass_rate": lambda value: f"pass {value:.0%}",
     "eval_pass_rate": lambda value: f"eval {value:.1%}",
+    "eval_greedy_pass_rate": lambda value: f"greedy {value:.1%}",
     "loss": lambda value: f"loss {_short(value)}",
     "eval_loss": lambda value: f"eval loss {_short(value)}",
     "entropy": lambda value: f"entropy {_short(value)}",
@@ -178,7 +180,8 @@ def step_name(step: int) -> str:
 
 def console_line(step: int, metrics: Mapping[str, float]) -> str:
     """One line for people: `step 12  reward 0.41  loss 0.0132  8.1k tok/s  31 s`."""
-    others = [name for name in metrics if name not in WORDS and name not in LAST_WORDS]
+    known = {*WORDS, *LAST_WORDS}
+    others = [name for name in metrics if name not in known and not name.startswith("seconds_")]
     words = [WORDS[name](metrics[name]) for name in WORDS if name in metrics]
     words += [f"{name} {_short(metrics[name])}" for name in others]
     words += [LAST_WORDS[name](metrics[name]) for name in LAST_WORDS if name in metrics]

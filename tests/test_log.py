@@ -55,9 +55,11 @@ def test_a_line_has_its_order_and_units():
         "pass_rate": 0.5,
         "clip_share": 0.0213,
         "mismatch": 0.0,
+        "seconds_eval": 1.0,
+        "eval_greedy_pass_rate": 0.5,
     }
     assert console_line(7, metrics) == (
-        "step 7  pass 50%  clip 2.1%  mismatch 0  lr 0.0001  mine 12346  2.35 s"
+        "step 7  pass 50%  greedy 50.0%  clip 2.1%  mismatch 0  lr 0.0001  mine 12346  2.35 s"
     )
 
 

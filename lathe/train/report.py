@@ -19,6 +19,7 @@ from typing import Any
 
 from lathe.errors import UserError
 from lathe.jsonl import read_rollouts
+from lathe.text.tokenizer import Tokenizer
 from lathe.train.curves import NUM_COLORS, chart, picture, step_range, thinned
 from lathe.train.runs import Line, Metric, Run, duration, metric_of, sections, written
 from lathe.train.samples import Attempt, TokenizerOf, attempt_html, attempts_of, choose
@@ -254,7 +255,7 @@ def _samples(runs: Sequence[Run], tokenizer_of: TokenizerOf) -> Iterator[str]:
         if attempts and len(runs) > 1:
             yield f'<h3 class="run">{_swatch(number)}{escape(run.name)}</h3>'
         for attempt in attempts:
-            html = attempt_html(attempt, tokenizer_of(attempt.rollout.model))
+            html = attempt_html(attempt, _tokenizer(run, attempt.rollout.model, tokenizer_of))
             room -= len(html.encode("utf-8", "replace"))
             if room < 0:
                 yield '<p class="note">The others are left out: the page is long.</p></section>'
@@ -271,6 +272,12 @@ LEGEND = """<div class="legend">
 <span class="down a4">worse</span><span class="none">trains nothing</span></p>
 <p class="key by-surprise"><span class="l0">certain</span><span class="l1">p &lt; .95</span><span class="l2">p
 &lt; .7</span><span class="l3">p &lt; .3</span><span class="l4">p &lt; .05</span></p></div>"""
+
+
+def _tokenizer(run: Run, model: str | None, tokenizer_of: TokenizerOf) -> Tokenizer | None:
+    """The model's, or that of the model which the run made."""
+    names = [model, *run.tokenizer_folders()]
+    return next((found for name in names if (found := tokenizer_of(name)) is not None), None)
 
 
 def _sampled(run: Run, num: int) -> list[Attempt]:

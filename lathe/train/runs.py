@@ -38,6 +38,9 @@ class Line:
 SECTIONS: Mapping[str, Sequence[Metric]] = {
     "Does it get better?": (
         Metric("eval_pass_rate", "Held-out pass rate", "share", "Problems that training never sees."),
+        Metric(
+            "eval_greedy_pass_rate", "Held-out pass rate, greedy", "share", "The likeliest token each time."
+        ),
         Metric("pass_rate", "Pass rate in training", "share", "Attempts of the step that passed."),
         Metric("solved", "Solved in training", "share", "Attempts of the step that earned all."),
         Metric("reward", "Reward", "number", "Mean of the step's valid attempts."),
@@ -97,6 +100,11 @@ class Run:
         """How long its steps took, in all."""
         return sum(value for value in self.line("seconds").values if math.isfinite(value))
 
+    def tokenizer_folders(self) -> list[str]:
+        """Where a run keeps its model's tokenizer, if it made the model itself."""
+        folders = (self.folder / "start", self.folder / "export", self.folder)
+        return [str(folder) for folder in folders if (folder / "tokenizer.json").is_file()]
+
     def rollout_files(self) -> dict[int, Path]:
         """The files of attempts that were kept, by step."""
         files = sorted((self.folder / "rollouts").glob("step-*.jsonl"))
@@ -146,15 +154,23 @@ def sections(runs: Sequence[Run]) -> dict[str, list[Metric]]:
 
 
 def metric_of(name: str) -> Metric:
-    """A metric by its name; one that nobody described goes by it."""
-    return KNOWN.get(name) or Metric(name, name.replace("_", " ").capitalize())
+    """A metric by its name; of one that nobody described, the name says the unit."""
+    return KNOWN.get(name) or Metric(name, name.replace("_", " ").capitalize(), _unit_of(name))
+
+
+def _unit_of(name: str) -> Unit:
+    if name.endswith(("pass_rate", "_share")):
+        return "share"
+    if name.endswith("_per_s"):
+        return "rate"
+    return "seconds" if name.startswith("seconds") or name.endswith("_s") else "number"
 
 
 # Numbers for people
 
 
 def written(value: float, unit: Unit = "number") -> str:
-    """A value with its unit, short: "41.2%", "8.1k tok/s", "0.0132"."""
+    """A value with its unit, short: "41.2%", "8.1k/s", "0.0132"."""
     return _written(value, unit).replace("-", "−")
 
 
@@ -165,7 +181,7 @@ def _written(value: float, unit: Unit) -> str:
         return f"{value:.1%}".replace(".0%", "%")
     if unit == "seconds":
         return duration(value)
-    return short(value) + {"rate": " tok/s", "tokens": " tokens"}.get(unit, "")
+    return short(value) + {"rate": "/s", "tokens": " tokens"}.get(unit, "")
 
 
 def short(value: float) -> str:

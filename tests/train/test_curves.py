@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lathe.train.curves import chart, smoothed, thinned, tick_step, ticks, value_range
-from lathe.train.runs import Line, Metric, duration, short, written
+from lathe.train.runs import Line, Metric, duration, metric_of, short, written
 
 values = st.floats(width=32)
 lines = st.lists(values, min_size=1, max_size=60).map(lambda v: Line("a", tuple(range(len(v))), tuple(v)))
@@ -59,7 +59,7 @@ def test_smoothing_is_for_many_points():
     [
         (0.412, "share", "41.2%"),
         (0.9, "share", "90%"),
-        (8123, "rate", "8.12k tok/s"),
+        (8123, "rate", "8.12k/s"),
         (48, "tokens", "48 tokens"),
         (-0.01321, "number", "−0.0132"),
         (1e-5, "number", "1e−5"),
@@ -74,6 +74,14 @@ def test_smoothing_is_for_many_points():
 )
 def test_numbers_for_people(value, unit, text):
     assert written(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("x_pass_rate", "share"), ("y_share", "share"), ("seconds_eval", "seconds"), ("x", "number")],
+)
+def test_a_name_says_its_unit(name, unit):
+    assert metric_of(name).unit == unit
 
 
 def test_durations_and_very_large_numbers():
