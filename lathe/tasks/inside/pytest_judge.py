@@ -41,9 +41,9 @@ LOOKERS = ("/inspect.py", "/bdb.py", "/pdb.py", "/trace.py", "/cgitb.py", "/asyn
            "/_pytest/_code/code.py", "/dis.py")  # fmt: skip
 WALKERS = ("/traceback.py",)
 EVENTS = {
-    "lathe.record", "lathe.code", "lathe.changes", "open", "compile", "code.__new__", "marshal.loads", "object.__setattr__",
-    "object.__getattr__", "ctypes.addressof", "ctypes.call_function", "ctypes.cdata", "ctypes.cdata/buffer",
-    "ctypes.create_string_buffer", "ctypes.create_unicode_buffer", "ctypes.dlopen", "ctypes.dlsym",
+    "lathe.record", "lathe.code", "lathe.changes", "open", "compile", "code.__new__", "marshal.loads",
+    "object.__setattr__", "object.__getattr__", "ctypes.addressof", "ctypes.call_function", "ctypes.cdata",
+    "ctypes.cdata/buffer", "ctypes.create_string_buffer", "ctypes.create_unicode_buffer", "ctypes.dlopen", "ctypes.dlsym",
     "ctypes.dlsym/handle", "ctypes.get_errno", "ctypes.set_errno", "ctypes.string_at", "ctypes.wstring_at",
     "ctypes.set_exception", "ctypes.seh_exception", "ctypes.PyObj_FromPtr",
 }  # fmt: skip
@@ -233,7 +233,7 @@ class Plugin:
         sys.audit("lathe.record", fields)
 
     def check(self, audit=sys.audit):
-        """Codes are read only when somebody has set one: each reading is an event, and there are thousands."""
+        """Codes are read only when somebody has set one: each reading is an event, one of thousands."""
         told: list = []
         audit("lathe.changes", told)
         has_changes = told != [0]
