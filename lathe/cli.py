@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,6 +88,10 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Write every conversation into this folder, as Rollouts."),
     ] = None,
+    follow: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Serve the weights that a trainer publishes here, as they come."),
+    ] = None,
     max_context: MaxContext = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -131,6 +136,7 @@ def serve(
     out = stderr()
     # Before the model loads: a port in use is better known now than in some minutes.
     bound = run.bind(host, port)
+    from lathe.engine.follow import Follower
     from lathe.server.app import create_app
     from lathe.server.recorder import open_folder
 
@@ -144,11 +150,11 @@ def serve(
             model, max_context, device, dtype, yarn, keep_fp8, quantize, pack_cache, out, **engine_options
         )
     else:
-        settings = (device, dtype, yarn, keep_fp8, quantize, pack_cache, deterministic, speculate)
-        if settings != ("auto", "auto", None, False, "auto", None, False, True):
+        settings = (device, dtype, yarn, keep_fp8, quantize, pack_cache, deterministic, speculate, follow)
+        if settings != ("auto", "auto", None, False, "auto", None, False, True, None):
             raise UserError(
-                "--device, --dtype, --yarn, --keep-fp8, --quantize, --pack-cache, --deterministic and "
-                "--no-speculate are an engine's settings: give them to the upstream."
+                "--device, --dtype, --yarn, --keep-fp8, --quantize, --pack-cache, --deterministic, "
+                "--no-speculate and --follow are an engine's settings: give them to the upstream."
             )
         opened = load_upstream(
             model,
@@ -173,7 +179,9 @@ def serve(
             print(run.curl_line(url, api_key), flush=True)
 
         app = create_app(llm, api_key=api_key, aliases=alias or (), record=record)
-        run.run(app, bound, show_how_to_ask, grace)
+        engine: Any = llm.engine
+        with contextlib.closing(Follower(engine, follow)) if follow else contextlib.nullcontext():
+            run.run(app, bound, show_how_to_ask, grace)
 
 
 app.command()(chat)

@@ -135,7 +135,7 @@ def largest(number: float, world: World) -> float:
 
 def _gathered(thing: Any, world: World) -> list[Any]:
     found: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(found, thing)
+    torch.distributed.all_gather_object(found, thing, world.mesh.get_group())
     return found
 
 
@@ -145,7 +145,7 @@ def add_gradients(weights: Iterable[nn.Parameter], world: World) -> None:
         return
     for weight in weights:
         if weight.grad is not None and not is_sharded(weight.grad):
-            torch.distributed.all_reduce(weight.grad)
+            torch.distributed.all_reduce(weight.grad, group=world.mesh.get_group())
 
 
 def gather(tree: Any) -> Any:
@@ -156,6 +156,23 @@ def gather(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(gather(each) for each in tree)
     return whole(tree) if isinstance(tree, Tensor) else tree
+
+
+def whole_model(model: Transformer, world: World, dtype: str = "float32") -> Transformer | None:
+    """The model as one that any part of Lathe takes, for exports: on the first process, None on the others.
+    Every process must call it. Alone it is the model itself."""
+    if world.size == 1:
+        return model
+    weights = {}
+    for name, weight in model.named_parameters():
+        tensor = whole(weight.detach())
+        if world.is_first:
+            weights[name] = tensor.to("cpu", getattr(torch, dtype))
+    if not world.is_first:
+        return None
+    plain = Transformer(model.config, device="meta", dtype=getattr(torch, dtype))
+    plain.load_state_dict(weights, assign=True)
+    return plain
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from two_processes import SAMPLES, VARIANTS, run
 
+from lathe.kernels.cpu.library import load
 from lathe.train.batch import Sample
 from lathe.train.parallel import ALONE, World, share
 
@@ -41,6 +42,8 @@ def test_two_processes_train_as_one(tmp_path):
     in_two_processes(tmp_path, "plain")
     found, wanted = torch.load(tmp_path / "plain.pt"), run("plain", ALONE)
     assert_same_run(found, wanted)
+    assert found["export"].keys() == wanted["export"].keys()
+    assert all(torch.equal(weight, found["weights"][name]) for name, weight in found["export"].items())
     # and each holds half of every weight
     assert all(2 * half <= rows + 1 for half, rows in zip(found["rows"], wanted["rows"], strict=True))
 
@@ -66,6 +69,13 @@ def test_a_run_goes_on_in_another_number_of_processes(tmp_path, variant):
     assert_same_run(run(variant, ALONE, state), wanted)  # and their state is as good as this process's
     again = run(variant, ALONE, found["state"])
     assert again["stats"][0]["loss"] == pytest.approx(found["stats"][2]["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(load() is None, reason="no compiled kernels here")
+def test_an_engine_in_another_process_serves_what_it_is_sent_bit_for_bit(tmp_path):
+    in_two_processes(tmp_path, "weights")
+    assert torch.load(tmp_path / "weights.pt")["same"] == [(True, True), (True, True)]
 
 
 def test_every_process_gets_as_many_micro_batches_and_every_sample_is_trained_once():

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 two_processes.py FOLDER VARIANT …
 
 import multiprocessing
 import os
+import queue
 import socket
 import sys
 import time
@@ -16,11 +17,16 @@ from typing import Any
 import torch
 from tiny_models import random_model, tiny_config
 
+from lathe.engine.engine import Engine, EngineConfig
+from lathe.engine.kv_cache import bytes_per_token
 from lathe.kernels.cpu.library import load
+from lathe.model.transformer import Transformer
 from lathe.train.batch import Batch, Sample, pack
 from lathe.train.lora import Lora, LoraConfig
-from lathe.train.parallel import World, gather, join, leave, shard
+from lathe.train.parallel import World, gather, join, leave, shard, whole_model
 from lathe.train.trainer import TrainConfig, Trainer
+from lathe.train.weights import receive_weights, send_end, send_weights
+from lathe.types import SamplingParams
 
 # three experts, seven samples and micro-batches of 40 tokens: nothing is even
 MOE = dict(architecture="qwen3_moe", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=32)
@@ -81,6 +87,7 @@ def run(variant: str, world: World, state: dict | None = None) -> dict:
         "stats": first + [trainer.step(SAMPLES, nll) for _ in range(2)],
         "state": between,
         "logprobs": logprobs,
+        "export": exported(trainer),
         "weights": gather({name: weight.detach() for name, weight in trainer.model.named_parameters()}),
         "rows": [
             len(weight) if world.size == 1 else len(weight.to_local())
@@ -89,12 +96,54 @@ def run(variant: str, world: World, state: dict | None = None) -> dict:
     }
 
 
+def exported(trainer: Trainer) -> dict | None:
+    plain = whole_model(trainer.model, trainer.world)
+    return None if plain is None else plain.state_dict()
+
+
+def train_and_serve(folder: Path, world: World) -> dict | None:
+    """The first process trains, the second serves what it is sent; they agree on every bit."""
+    model = random_model(tiny_config(**MOE), seed=world.rank)
+    if not world.is_first:
+        return serve(folder, model)
+    trainer = Trainer(model, VARIANTS["exact"], Lora(model, LoraConfig(rank=3)))
+    same = []
+    for version in (1, 2):
+        trainer.step(SAMPLES, nll)
+        send_weights(model, version)
+        torch.distributed.barrier()
+        ids, logprobs, its_version = torch.load(folder / "reply.pt")
+        sample = Sample(ids, (False,) * 3 + (True,) * 8)
+        same.append((its_version == version, trainer.logprobs(pack([sample])).tolist() == logprobs))
+    send_end()
+    return {"same": same}
+
+
+def serve(folder: Path, model: Transformer) -> None:
+    memory = bytes_per_token(model.config, torch.float32) * 1024
+    engine = Engine(model, config=EngineConfig(kv_memory_bytes=memory))
+    while (received := receive_weights()) is not None:
+        version, weights = received
+        engine.update_weights(weights, version=version)
+        tokens: queue.SimpleQueue = queue.SimpleQueue()
+        sampling = SamplingParams(max_tokens=8, seed=version, deterministic=True, logprobs=0)
+        engine.submit((5, 6, 7), sampling, tokens.put)
+        reply = [tokens.get(timeout=60).token for _ in range(8)]
+        ids = (5, 6, 7, *(token.token_id for token in reply))
+        torch.save((ids, [token.logprob for token in reply], engine.weights_version), folder / "reply.pt")
+        torch.distributed.barrier()
+    engine.close()
+
+
 def train(folder: str, variants: list[str]) -> None:
     """What one process does."""
     world = join()
     for variant in variants:
         path = Path(folder, f"{variant}.from")
-        found = run(variant, world, torch.load(path) if path.exists() else None)
+        if variant == "weights":
+            found = train_and_serve(Path(folder), world)
+        else:
+            found = run(variant, world, torch.load(path) if path.exists() else None)
         if world.is_first:
             torch.save(found, Path(folder, f"{variant}.pt"))
     leave(world)
