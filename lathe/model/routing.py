@@ -56,7 +56,7 @@ class Routing:
         if self.replay_TLk is not None:
             told_Tk = self.replay_TLk[:, place].to(ids_Tk)
             ids_Tk, weights_Tk = replayed(logits_TE, ids_Tk, weights_Tk, told_Tk, normalized)
-        if place not in self.ids:  # a layer that is computed again says the same
+        if place not in self.ids:  # computed again, a layer says the same, and its graph must not be kept
             self.logits[place], self.ids[place] = logits_TE, ids_Tk
         return ids_Tk, weights_Tk
 

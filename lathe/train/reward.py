@@ -44,7 +44,8 @@ class RewardConfig:
 def reward_parts(rollout: Rollout, config: RewardConfig) -> dict[str, float]:
     """What a valid attempt earns, part by part; `total` is their sum. Parts that are off are left out.
 
-    A suspect attempt earns at most 0, whatever its parts are. Raises ValueError for one without a reward.
+    A suspect attempt's verdict is at most 0 and parts only take, so it earns nothing. Raises ValueError for
+    an attempt without a reward.
     """
     if rollout.verdict is None or rollout.verdict.reward is None:
         raise ValueError(f"the rollout {rollout.id} has no reward")
@@ -57,8 +58,7 @@ def reward_parts(rollout: Rollout, config: RewardConfig) -> dict[str, float]:
         parts["malformed"] = config.malformed * malformed(rollout)
     if config.empty:
         parts["empty"] = config.empty * empty(rollout)
-    total = sum(parts.values())
-    return {**parts, "total": min(total, 0.0) if rollout.verdict.suspect is not None else total}
+    return {**parts, "total": sum(parts.values())}
 
 
 def overlong(rollout: Rollout, max_tokens: int, buffer_tokens: int) -> float:

@@ -43,7 +43,7 @@ def test_parts_add_up():
     }
 
 
-def test_a_suspect_loses_by_parts_and_gains_by_none():
+def test_a_suspect_loses_by_parts():
     suspect = attempt(verdict=Verdict(-1.0, suspect="it read the tests"), stop_reason="length")
     assert reward_parts(suspect, RewardConfig(unfinished=0.5))["total"] == -1.5
 
