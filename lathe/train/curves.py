@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 
-from lathe.train.runs import Line, Metric, written
+from lathe.train.runs import Line, Metric, scale_label
 
 NUM_COLORS = 8
 MAX_POINTS = 400  # of a line; more than a small picture has columns
@@ -153,7 +153,7 @@ def body(lines: Sequence[Line], metric: Metric, frame: Frame, colors: Sequence[i
     parts = []
     for tick in ticks(frame.y0, frame.y1):
         y = f"{frame.y(tick):.1f}"
-        label = escape(written(tick, metric.unit).removesuffix(" tokens").removesuffix("/s"))
+        label = scale_label(tick, metric.unit)
         parts.append(f'<path class="grid" d="M{left} {y}H{frame.width - right}"/>')
         parts.append(f'<text class="tick" x="{left - 7}" y="{y}" dy="3.5" text-anchor="end">{label}</text>')
     for tick in ticks(frame.x0, frame.x1, num_x, whole=True):

@@ -149,13 +149,15 @@ def sections(runs: Sequence[Run]) -> dict[str, list[Metric]]:
     measured = dict.fromkeys(name for run in runs for step in run.steps for name in step if name != "step")
     found = {title: [each for each in known if each.name in measured] for title, known in SECTIONS.items()}
     last = next(reversed(found))
-    found[last] += [metric_of(name) for name in measured if name not in KNOWN]
+    for name in (name for name in measured if name not in KNOWN):
+        found["How fast?" if name.startswith("seconds") else last].append(metric_of(name))
     return {title: metrics for title, metrics in found.items() if metrics}
 
 
 def metric_of(name: str) -> Metric:
     """A metric by its name; of one that nobody described, the name says the unit."""
-    return KNOWN.get(name) or Metric(name, name.replace("_", " ").capitalize(), _unit_of(name))
+    title = name.replace("seconds_", "time: ").replace("_", " ")
+    return KNOWN.get(name) or Metric(name, title[:1].upper() + title[1:], _unit_of(name))
 
 
 def _unit_of(name: str) -> Unit:
@@ -167,6 +169,12 @@ def _unit_of(name: str) -> Unit:
 
 
 # Numbers for people
+
+
+def scale_label(value: float, unit: Unit) -> str:
+    """A number on a scale, where the unit is known."""
+    text = written(value, unit) if unit == "share" else short(value).replace("-", "−")
+    return f"{text} s" if unit == "seconds" else text
 
 
 def written(value: float, unit: Unit = "number") -> str:

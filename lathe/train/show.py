@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lathe.errors import UserError
 from lathe.train.curves import value_range
-from lathe.train.runs import Line, Metric, Run, duration, metric_of, read_run, sections, written
+from lathe.train.runs import Line, Metric, Run, duration, metric_of, read_run, scale_label, sections, written
 
 HEIGHT = 5  # of a chart, in lines of text
 MAX_WIDTH = 64
@@ -61,21 +61,26 @@ def view(run: Run, width: int, height: int | None = None) -> ConsoleRenderable:
         head.append(f"  {duration(run.seconds)}")
     if not run.steps:
         return Group(head, Text("No step is done yet.", "dim"))
-    num_columns = max(1, min(3, width // 44))
+    num_columns = max(1, min(3, width // 40))
     chart_width = max(min(width // num_columns - 3, MAX_WIDTH), LABEL + 8)
     metrics = [metric for found in sections([run]).values() for metric in found]
+    metrics = [metric for metric in metrics if not metric.name.startswith("seconds_")]  # the time's parts
     zero = [metric for metric in metrics if not any(run.line(metric.name).values)]
     drawn = [metric for metric in metrics if metric not in zero]
     if height is not None:
         drawn = drawn[: max((height - LAST_STEPS - 4) // (HEIGHT + 2), 1) * num_columns]
-    charts = [chart(run.line(metric.name), metric, chart_width) for metric in drawn]
+    steps = int(run.steps[0]["step"]), int(run.steps[-1]["step"])
+    charts = [chart(run.line(metric.name), metric, steps, chart_width) for metric in drawn]
     parts: list[ConsoleRenderable] = [head, Text(), Columns(charts, padding=(0, 3, 0, 0))]
     if zero:
-        parts += [Text(f"0 at every step: {', '.join(metric.title for metric in zero)}", "dim"), Text()]
+        parts += [
+            Text(f"0 at every step: {', '.join(metric.title.lower() for metric in zero)}", "dim"),
+            Text(),
+        ]
     return Group(*parts, last_steps(run, width))
 
 
-def chart(line: Line, metric: Metric, width: int) -> Text:
+def chart(line: Line, metric: Metric, steps: tuple[int, int], width: int) -> Text:
     """A metric's curve with its name, its last value and its scale: HEIGHT + 1 lines, and an empty one."""
     text = Text(no_wrap=True)
     name, last = metric.title, written(line.values[-1], metric.unit)
@@ -84,18 +89,21 @@ def chart(line: Line, metric: Metric, width: int) -> Text:
     text.append(last, "cyan")
     low, high = value_range([line], metric)
     labels = {0: high, HEIGHT - 1: low}
-    for number, row in enumerate(braille(line, low, high, width - LABEL, HEIGHT)):
-        label = written(labels[number], metric.unit).split(" ")[0] if number in labels else ""
+    for number, row in enumerate(braille(line, steps, (low, high), width - LABEL, HEIGHT)):
+        label = scale_label(labels[number], metric.unit) if number in labels else ""
         text.append(f"\n{label[: LABEL - 1]:>{LABEL - 1}} ", "dim")
         text.append(row, "cyan")
     return text.append("\n")
 
 
-def braille(line: Line, low: float, high: float, width: int, height: int) -> list[str]:
-    """The line in a grid of `width` by `height` characters, each of 2 by 4 dots; `low` and `high` are the
+def braille(
+    line: Line, steps: tuple[int, int], scale: tuple[float, float], width: int, height: int
+) -> list[str]:
+    """The line in a grid of `width` by `height` characters, each of 2 by 4 dots; `steps` and `scale` are the
     grid's edges. What falls into one column of dots is averaged; what isn't finite is left out."""
     values: dict[int, list[float]] = {}
-    first, last = line.steps[0], max(line.steps[-1], line.steps[0] + 1)
+    first, last = steps[0], max(steps[1], steps[0] + 1)
+    low, high = scale
     for step, value in zip(line.steps, line.values, strict=True):
         if math.isfinite(value):
             column = round((step - first) / (last - first) * (width * 2 - 1))

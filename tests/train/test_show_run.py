@@ -23,10 +23,10 @@ def shown(folder, width=100):
 
 def test_braille_draws_a_line():
     rising = Line("a", tuple(range(8)), tuple(float(step) for step in range(8)))
-    assert braille(rising, 0.0, 7.0, 4, 2) == ["⠀⠀⡠⠊", "⡠⠊⠀⠀"]
+    assert braille(rising, (0, 7), (0.0, 7.0), 4, 2) == ["⠀⠀⡠⠊", "⡠⠊⠀⠀"]
     broken = Line("a", (0, 1, 2), (math.nan, math.inf, 0.0))
-    assert braille(broken, 0.0, 1.0, 2, 1) == ["⠀⢀"]
-    assert braille(Line("a", (5,), (1.0,)), 0.0, 1.0, 1, 1) == ["⠁"]
+    assert braille(broken, (0, 2), (0.0, 1.0), 2, 1) == ["⠀⢀"]
+    assert braille(Line("a", (5,), (1.0,)), (5, 5), (0.0, 1.0), 1, 1) == ["⠁"]
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -37,7 +37,7 @@ def test_a_run_fits_its_terminal(tmp_path, width):
     text = "\n".join(lines)
     assert lines[0] == "a  12 steps  24 s"
     assert "Pass rate in training" in text
-    assert "0 at every step: Mismatch" in text
+    assert "0 at every step: mismatch" in text
     assert lines[-1].split()[:3] == ["11", "1", "100%"]
 
 

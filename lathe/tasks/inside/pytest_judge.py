@@ -43,7 +43,8 @@ WALKERS = ("/traceback.py",)
 EVENTS = {
     "lathe.record", "lathe.code", "lathe.changes", "open", "compile", "code.__new__", "marshal.loads",
     "object.__setattr__", "object.__getattr__", "ctypes.addressof", "ctypes.call_function", "ctypes.cdata",
-    "ctypes.cdata/buffer", "ctypes.create_string_buffer", "ctypes.create_unicode_buffer", "ctypes.dlopen", "ctypes.dlsym",
+    "ctypes.cdata/buffer", "ctypes.create_string_buffer", "ctypes.create_unicode_buffer",
+    "ctypes.dlopen", "ctypes.dlsym",
     "ctypes.dlsym/handle", "ctypes.get_errno", "ctypes.set_errno", "ctypes.string_at", "ctypes.wstring_at",
     "ctypes.set_exception", "ctypes.seh_exception", "ctypes.PyObj_FromPtr",
 }  # fmt: skip
