@@ -21,6 +21,7 @@ from lathe.commands.fleet import fleet
 from lathe.commands.generate import generate
 from lathe.commands.info import info
 from lathe.commands.kernels import kernels
+from lathe.commands.make import make
 from lathe.commands.opening import load, load_upstream, stderr
 from lathe.commands.options import (
     Device,
@@ -195,6 +196,7 @@ app.command()(convert)
 app.command()(info)
 app.command()(doctor)
 app.add_typer(kernels, name="kernels")
+app.add_typer(make, name="make")
 app.command()(fleet)
 
 
