@@ -116,9 +116,10 @@ async def open_model(
         client: Any = await stack.enter_async_context(ChatClient(name, served_name, key))
         await client.find()
         return client
-    from lathe.engine.llm import LLM
+    from lathe.commands.opening import load, stderr
 
-    return stack.enter_context(LLM(name))
+    opened = load(name, None, "auto", "auto", None, False, "auto", None, stderr())
+    return stack.enter_context(opened)
 
 
 def run_maker(
