@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_rollouts import attempt, steps, trajectory
 
+from lathe.agent import context
 from lathe.errors import UserError
+from lathe.testing import ScriptedModel
 from lathe.train.advantage import (
     CreditConfig,
     assign_credit,
@@ -337,3 +339,39 @@ def test_shaped_parts_are_logged_apart_and_off_by_default():
     assert shaped.stats["reward_verdict"] == 0.5 and shaped.stats["reward_unfinished"] == -0.25
     assert shaped.stats["reward"] == 0.25 and shaped.stats["solved"] == 0.5
     assert [each[0].advantages[-1] for each in shaped.attempts] == [0.75, -0.75]
+
+
+async def test_a_conversation_that_was_really_summed_up_is_trained_once():
+    """Real replies, a real compaction: in their order, the trained tokens are those that were sampled."""
+    sampled = []
+
+    class Noting(ScriptedModel):
+        async def complete(self, *arguments, **more):
+            completion = await super().complete(*arguments, **more)
+            sampled.extend(completion.token_ids)
+            return completion
+
+    def answer(prompt):
+        return "Three questions were asked." if context.SUMMARIZE in prompt else f"My answer: {len(prompt)}."
+
+    model = Noting(answer=answer)
+    grown, ended = Trajectory((Message("system", "Be short."), Message("user", "Begin."))), []
+    for turn in range(6):
+        if turn == 3:
+            done = await context.compact(model, grown, 32_768)
+            assert done.completion is not None
+            ended, grown = list(done.ended), done.after
+        elif turn:
+            grown = grown.add(Message("user", f"Question {turn}?"))
+        grown = grown.extend(await model.complete(grown))
+    trajectories = (*ended, grown)
+    assert len(trajectories) == 2 and grown.parent == ended[0].id
+    credit = assign_credit([[attempt(1.0, *trajectories), attempt(0.0)]], GSPO)
+    samples = credit.attempts[0]
+    found = [
+        token
+        for sample in samples
+        for token, mask in zip(sample.token_ids, sample.loss_mask, strict=True)
+        if mask
+    ]
+    assert len(samples) == 2 and found == sampled
