@@ -9,9 +9,10 @@ Shapes: T tokens of a batch, S samples in it, N trained tokens in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,43 +68,40 @@ class Batch(NamedTuple):
 
 
 def pack(samples: Sequence[Sample]) -> Batch:
-    """One batch of these samples, in their order. Raises ValueError for none, or one without tokens."""
-    ids: list[int] = []
-    positions: list[int] = []
-    columns: list[tuple[int, int, int, float, float, float, float, float]] = []  # one a trained token
-    for number, sample in enumerate(samples):
-        start, length = len(ids), len(sample.token_ids)
-        if length == 0 or sample.loss_mask[0]:
-            raise ValueError("a sample begins with a token that is not trained")
-        ids += sample.token_ids
-        positions += range(length)
-        for place in (place for place, trained in enumerate(sample.loss_mask) if trained):
-            logprob = sample.logprobs[place] if sample.logprobs else 0.0
-            advantage = sample.advantages[place] if sample.advantages else 1.0
-            weight = sample.weights[place] if sample.weights else 1.0
-            old = sample.old_logprobs[place] if sample.old_logprobs else logprob
-            reference = sample.reference_logprobs[place] if sample.reference_logprobs else 0.0
-            numbers = (logprob, advantage, weight, old, reference)
-            columns.append((start + place - 1, sample.token_ids[place], number, *numbers))
-    rows, targets, places, logprobs, advantages, weights, olds, references = (
-        zip(*columns, strict=True) if columns else ((),) * 8
-    )
+    """One batch of these samples, in their order. Raises ValueError for none, and for one without tokens, one
+    that trains its first, and one whose fields differ in length."""
+    if not samples or any(not sample.token_ids or sample.loss_mask[0] for sample in samples):
+        raise ValueError("a sample begins with a token that is not trained")
+    lengths = tuple(len(sample.token_ids) for sample in samples)
+    token_ids_T = torch.tensor(joined([sample.token_ids for sample in samples], lengths))
+    trained_N = torch.tensor(joined([sample.loss_mask for sample in samples], lengths)).nonzero()[:, 0]
+
+    def column(of: Callable[[Sample], Sequence[float]], missing: float = 0.0) -> Tensor:
+        values = [of(sample) or (missing,) * len(sample.token_ids) for sample in samples]
+        return torch.tensor(joined(values, lengths), dtype=torch.float32)[trained_N]
+
     has_reference = all(sample.reference_logprobs for sample in samples)
     routings = [sample.routing for sample in samples if sample.routing is not None]
     return Batch(
-        torch.tensor(ids),
-        torch.tensor(positions),
-        tuple(len(sample.token_ids) for sample in samples),
-        torch.tensor(rows, dtype=torch.long),
-        torch.tensor(targets, dtype=torch.long),
-        torch.tensor(places, dtype=torch.long),
-        torch.tensor(logprobs, dtype=torch.float32),
-        torch.tensor(advantages, dtype=torch.float32),
-        torch.tensor(weights, dtype=torch.float32),
-        torch.tensor(olds, dtype=torch.float32),
-        torch.tensor(references, dtype=torch.float32) if has_reference else None,
-        torch.cat(routings) if len(routings) == len(samples) else None,
+        token_ids_T,
+        positions_T=torch.cat([torch.arange(length) for length in lengths]),
+        lengths=lengths,
+        rows_N=trained_N - 1,
+        targets_N=token_ids_T[trained_N],
+        sample_N=torch.arange(len(samples)).repeat_interleave(torch.tensor(lengths))[trained_N],
+        logprobs_N=column(lambda sample: sample.logprobs),
+        advantages_N=column(lambda sample: sample.advantages, 1.0),
+        weights_N=column(lambda sample: sample.weights, 1.0),
+        old_N=column(lambda sample: sample.old_logprobs or sample.logprobs),
+        reference_N=column(lambda sample: sample.reference_logprobs) if has_reference else None,
+        routing=torch.cat(routings) if len(routings) == len(samples) else None,
     )
+
+
+def joined(values: Sequence[Sequence[Any]], lengths: tuple[int, ...]) -> list[Any]:
+    if tuple(map(len, values)) != lengths:
+        raise ValueError("the fields of a sample differ in length")
+    return list(chain.from_iterable(values))
 
 
 def cut(samples: Iterable[Sample], max_tokens: int) -> list[list[Sample]]:
