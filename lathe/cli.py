@@ -35,6 +35,7 @@ from lathe.commands.options import (
 )
 from lathe.commands.report import report
 from lathe.commands.show import show
+from lathe.commands.training import pretrain, sft
 from lathe.errors import LatheError, UserError
 
 
@@ -192,6 +193,8 @@ app.command()(complete)
 app.command()(attempt)
 app.command()(show)
 app.command()(report)
+app.command()(sft)
+app.command()(pretrain)
 app.command()(convert)
 app.command()(info)
 app.command()(doctor)

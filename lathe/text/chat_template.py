@@ -128,20 +128,8 @@ class ChatTemplate:
         text that it is there, and the template does not take it for structure either. Without such text the
         ids are those of transformers. Raises TemplateError as `render` does.
         """
-        used = (
-            *strings_in(_given(messages, tools, template_kwargs, _plain_data)),
-            self.source,
-            self._for_tools().source,
-        )
-        marks = Marks(tokenizer.special_tokens, used)
-        template_kwargs["add_generation_prompt"] = add_generation_prompt
-        ids: list[int] = []
-        for piece in tokenizer.split(self._render(messages, tools, template_kwargs, marks.supply)):
-            if isinstance(piece, SpecialToken):
-                ids.append(piece.id)
-            else:
-                ids += tokenizer.encode(marks.plain(piece))
-        return ids
+        marked = Marked(self, tokenizer, messages, tools, **template_kwargs)
+        return marked.encode(marked.render(len(messages), add_generation_prompt=add_generation_prompt))
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Tool], options: Mapping[str, Any], supply: Supply
@@ -170,6 +158,42 @@ class ChatTemplate:
                 return None
 
         return find_traits(render)
+
+
+class Marked:
+    """Prompts to the beginnings of one conversation, as text in which all that was supplied is marked: what
+    looks like a control token is the template's own. Their ids depend on no mark."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        **template_kwargs: Any,
+    ):
+        self._template, self.tokenizer = template, tokenizer
+        self._messages, self._tools, self._options = messages, tools, template_kwargs
+        used = strings_in(_given(messages, tools, template_kwargs, _plain_data))
+        sources = (template.source, template._for_tools().source)
+        self._marks = Marks(tokenizer.special_tokens, (*used, *sources))
+        self.behind = self._marks.behind
+
+    def render(self, num_messages: int, *, add_generation_prompt: bool) -> str:
+        """The prompt to that many of the messages. Raises TemplateError as `ChatTemplate.render` does."""
+        options = {**self._options, "add_generation_prompt": add_generation_prompt}
+        messages = self._messages[:num_messages]
+        return self._template._render(messages, self._tools, options, self._marks.supply)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of such a text, or of a part of one that ends where a control token does."""
+        ids: list[int] = []
+        for piece in self.tokenizer.split(text):
+            if isinstance(piece, SpecialToken):
+                ids.append(piece.id)
+            else:
+                ids += self.tokenizer.encode(self._marks.plain(piece))
+        return ids
 
 
 def _given(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from lathe.errors import TemplateError
@@ -47,6 +48,15 @@ class Marks:
     def plain(self, marked: str) -> str:
         """The text without its marks."""
         return marked.translate(self._to_plain)
+
+    def behind(self, marked: str, beginning: str) -> str | None:
+        """What follows in a marked text behind its beginning, in which the same words may be marked
+        otherwise. None where it begins with other words."""
+        plain = self.plain(beginning)
+        if not self.plain(marked).startswith(plain):
+            return None
+        places = (place for place, char in enumerate(marked) if char != self._breaker)
+        return marked[next(islice(places, len(plain), None), len(marked)) :]
 
     def supply(self, value: Any) -> Any:
         """A JSON value for the template: its strings are Supplied, keys too.

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from lathe.errors import UserError
+from lathe.model.routing import sparse_layers
 from lathe.model.transformer import Transformer
 from lathe.train import parallel
 from lathe.train.batch import Batch, Sample, pack
 from lathe.train.forward import Mode, Scores, exact, quick, recompute, score
 from lathe.train.lora import Lora
+from lathe.train.loss import balance_loss
 from lathe.train.masters import Masters
 from lathe.train.optim import Decay, make_optimizers, schedule
 from lathe.train.parallel import ALONE, World
-from lathe.train.replay import replaying
+from lathe.train.replay import replaying, routed
 from lathe.train.shards import whole
 
 # (logprobs_N, batch) -> the loss, a sum over the batch, and sums of whatever else is worth knowing
@@ -35,9 +37,10 @@ Loss: TypeAlias = Callable[[Tensor, Batch], tuple[Tensor, Mapping[str, Tensor]]]
 class TrainConfig:
     """How weights are moved.
 
-    `total_steps` is where the learning rate's `decay` ends; "constant" needs none. `min_lr` is a share of
-    `lr`. `clip_norm` bounds the norm of the whole gradient. `max_tokens` bounds a micro-batch: it decides
-    over memory, and not over what is learned. `deterministic` computes in the engine's kernels.
+    `total_steps` is where the learning rate's `decay` ends; loops that know their length set it. `min_lr` is
+    a share of `lr`. `clip_norm` bounds the norm of the whole gradient. `max_tokens` bounds a micro-batch: it
+    decides over memory, and not over what is learned. `deterministic` computes in the engine's kernels.
+    `balance_weight` times `loss.balance_loss` of each micro-batch is added, for its share of the tokens.
     `checkpoint_activations` keeps only the layers' inputs and computes the rest again in the backward pass.
     `dtype` "bfloat16": see masters.py.
     """
@@ -51,6 +54,7 @@ class TrainConfig:
     total_steps: int | None = None
     min_lr: float = 0.0
     clip_norm: float | None = 1.0
+    balance_weight: float = 0.0
     max_tokens: int = 8192
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_activations: bool = False
@@ -58,8 +62,6 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.decay != "constant" and self.total_steps is None:
-            raise UserError(f"decay {self.decay!r} needs total_steps, the step where it ends.")
         if self.deterministic and self.dtype != "float32":
             raise UserError("deterministic training computes in float32: leave dtype as it is.")
         if self.lr < 0 or not 0 <= self.min_lr <= 1 or self.max_tokens < 1:
@@ -88,6 +90,8 @@ class Trainer:
     def __init__(
         self, model: Transformer, config: TrainConfig, lora: Lora | None = None, world: World = ALONE
     ):
+        if config.decay != "constant" and config.total_steps is None:
+            raise UserError(f"decay {config.decay!r} needs total_steps, the step where it ends.")
         self.model = model
         self.config = config
         self.world = world
@@ -145,8 +149,10 @@ class Trainer:
         self._forget_gradient()
         sums = dict.fromkeys(("loss", "entropy", "num_tokens", "num_trained"), 0.0)
         largest_mismatch = 0.0
-        for group, counts in parallel.share(tuple(samples), self.config.max_tokens, self.world):
-            found, mismatch = self._add_gradient(pack(group), loss, counts)
+        samples = tuple(samples)
+        step_tokens = sum(len(sample.token_ids) for sample in samples)
+        for group, counts in parallel.share(samples, self.config.max_tokens, self.world):
+            found, mismatch = self._add_gradient(pack(group), loss, counts, step_tokens)
             if counts:
                 largest_mismatch = max(largest_mismatch, mismatch)
                 for name, value in found.items():
@@ -169,11 +175,20 @@ class Trainer:
             "tokens_per_s": kept["num_tokens"] / seconds,
         }
 
-    def _add_gradient(self, batch: Batch, loss: Loss, counts: bool) -> tuple[dict[str, float], float]:
+    def _add_gradient(
+        self, batch: Batch, loss: Loss, counts: bool, step_tokens: int
+    ) -> tuple[dict[str, float], float]:
         """A micro-batch's part of the gradient; none unless it counts. Sums of what it reports, and the
         largest mismatch."""
-        logprobs_N, entropy_N = self.score(batch)
+        mode, routing = replaying(self.mode, self.model.config, batch.routing), None
+        if self.config.balance_weight and sparse_layers(self.model.config):
+            mode, routing = routed(self.mode, self.model.config, batch.routing)
+        logprobs_N, entropy_N = score(self.model, batch, mode)
         value, reported = loss(logprobs_N, batch)
+        if routing is not None:
+            balance = balance_loss(routing.logits_LTE, routing.ids_TLk.transpose(0, 1))
+            value = value + self.config.balance_weight * len(batch.token_ids_T) / step_tokens * balance
+            reported = {**reported, "balance": balance.detach() * len(batch.rows_N)}
         (value if counts else value * 0.0).backward()
         was_sampled = bool(batch.logprobs_N.any())
         mismatch = float((logprobs_N.detach() - batch.logprobs_N).abs().max()) if was_sampled else 0.0
