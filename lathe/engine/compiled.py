@@ -32,14 +32,18 @@ class CompiledRunner:
         self.cache = cache
         self.library = library
         self.program: Program | None = None
+        self._logits_RV = torch.empty(0, model.config.vocab_size)
 
     def run(self, shares: list[Share], *, invariant: bool = False) -> Tensor:
-        """Reads every share's tokens. Returns logits [rows, vocabulary]: `num_rows` of each, in order."""
+        """Reads every share's tokens. Returns logits [rows, vocabulary]: `num_rows` of each, in order. They
+        lie where the next run's will, if those are as many."""
         step = batch(shares)
         num_tokens = len(step.token_ids)
         if self.program is None or self.program.capacity < num_tokens:
             self.program = record(self.model, self.cache, self.library, capacity_for(num_tokens))
-        return self.program.run(*step, vocab_size=self.model.config.vocab_size)
+        if len(step.rows) != len(self._logits_RV):
+            self._logits_RV = torch.empty(len(step.rows), self.model.config.vocab_size)
+        return self.program.run(*step, vocab_size=self.model.config.vocab_size, out_RV=self._logits_RV)
 
     def forget_weights(self) -> None:
         """The model's weights lie elsewhere now."""

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from lathe.engine.kv_cache import (
 )
 from lathe.engine.prefix_cache import PrefixCache
 from lathe.engine.runner import Runner
-from lathe.engine.sampler import check_sampling, report_token, sample
+from lathe.engine.sampler import check_sampling, report_token, sample, sample_rows
 from lathe.engine.scheduler import Scheduler, Share
 from lathe.engine.sequence import Sampled, Sequence
 from lathe.engine.speculation import Gate
@@ -292,27 +293,52 @@ class Engine:
             return
         started = time.perf_counter()
         logits_RV = self.runner.run(shares, invariant=invariant)
-        rows_of_shares = logits_RV.split([share.num_rows for share in shares])
+        firsts = list(accumulate((share.num_rows for share in shares), initial=0))
         if all(share.num_tokens == 1 for share in shares):
             num_guessing = sum(bool(share.drafts) for share in shares)
             self.gate.note_step(time.perf_counter() - started, num_guessing)
-        for share, rows_RV in zip(shares, rows_of_shares, strict=True):
-            self._take(share, rows_RV)
+        tokens = self._draw_at_once(shares, firsts, logits_RV)
+        for share, (first, last) in zip(shares, pairwise(firsts), strict=True):
+            self._take(share, tokens.get(share.sequence), logits_RV, first, last)
 
-    def _take(self, share: Share, rows_RV: Tensor) -> None:
-        """What a step found out for one sequence: scores of its prompt, and the tokens that come next."""
+    def _draw_at_once(
+        self, shares: list[Share], firsts: list[int], logits_RV: Tensor
+    ) -> dict[Sequence, TokenLogprob]:
+        """The next tokens of sequences that draw one, without a grammar: between two steps a call counts."""
+        if self.library is None:
+            return {}
+        rows = [
+            (next_first - 1, share.sequence)
+            for share, next_first in zip(shares, firsts[1:], strict=True)
+            if share.samples and share.sequence.draws_freely and not share.drafts
+        ]
+        tokens = sample_rows(logits_RV, rows, self.library) if rows else []
+        return {sequence: token for (_, sequence), token in zip(rows, tokens, strict=True)}
+
+    def _take(
+        self, share: Share, token: TokenLogprob | None, logits_RV: Tensor, first: int, last: int
+    ) -> None:
+        """What a step found out for one sequence, whose rows are [first, last): scores of its prompt, and the
+        tokens that come next, of which one may be drawn already."""
         sequence, samples = share.sequence, share.samples
         if share.scores_prompt:
-            self._score_prompt(sequence, rows_RV)
+            self._score_prompt(sequence, logits_RV[first:last])
         self.scheduler.computed(sequence, share.num_tokens)
         if not samples:
             return
         if sequence.max_new_tokens == 0:
             self.scheduler.remove(sequence)
             self._report(sequence, self._sampled(sequence, None, "length"))
-            return
+        elif token is not None:
+            self._append(sequence, token)
+        else:
+            self._sample(share, logits_RV[last - 1 - len(share.drafts) : last])
+
+    def _sample(self, share: Share, rows_RV: Tensor) -> None:
+        """The next token, and those after it that were guessed."""
+        sequence = share.sequence
         num_accepted = 0
-        for logits_V, draft in zip(rows_RV[-1 - len(share.drafts) :], (*share.drafts, None), strict=True):
+        for logits_V, draft in zip(rows_RV, (*share.drafts, None), strict=True):
             try:
                 token = sample(logits_V, sequence, self.library)
             except LatheError as error:

@@ -17,7 +17,8 @@ from torch import Tensor
 from lathe.engine.sequence import History, Sequence
 from lathe.errors import InvalidRequest
 from lathe.kernels.cpu.library import Library
-from lathe.kernels.cpu.sampling import draw, normalizer
+from lathe.kernels.cpu.sampling import draw, normalizer, wish
+from lathe.kernels.cpu.table import Draw
 from lathe.types import SamplingParams, TokenLogprob
 
 # top_p needs the tokens in order, but hardly ever many: sorting these first is exact and saves the rest.
@@ -31,14 +32,33 @@ def sample(logits_V: Tensor, sequence: Sequence, library: Library | None = None)
     With a `library` the compiled kernels draw, where they can.
     """
     logits_V = logits_V.float()
+    if sequence.matcher is None and library is not None:
+        return sample_rows(logits_V[None], [(0, sequence)], library)[0]
     if sequence.matcher is None:
-        token_id = _draw(logits_V, sequence, library)
+        token_id = _choose(_penalized(logits_V, sequence), sequence.sampling, _uniform(sequence))
     else:
         allowed_V = sequence.matcher.allowed(len(logits_V), logits_V.device)
         scores_V = _penalized(logits_V, sequence).masked_fill(~allowed_V, -math.inf)
         token_id = _choose(scores_V, sequence.sampling, _uniform(sequence))
         sequence.matcher.accept(token_id)
     return report_token(token_id, logits_V, sequence.sampling.logprobs or 0, library)
+
+
+def sample_rows(logits_RV: Tensor, rows: list[tuple[int, Sequence]], library: Library) -> list[TokenLogprob]:
+    """The next tokens of some sequences without grammars, each from the row of its number, by one call of the
+    compiled kernels. What they can't tell apart is drawn here. The logits are contiguous float32."""
+    wishes = [_wish(row, sequence, logits_RV) for row, sequence in rows]
+    tokens: list[TokenLogprob] = []
+    for (row, sequence), made, drawn in zip(rows, wishes, draw(library, logits_RV, wishes), strict=True):
+        sampling, token_id = sequence.sampling, drawn.token_id
+        if token_id is not None and not sampling.logprobs:
+            tokens.append(TokenLogprob(token_id, drawn.logprob))
+            continue
+        logits_V = logits_RV[row]
+        if token_id is None:
+            token_id = _choose(_penalized(logits_V, sequence), sampling, made.uniform)
+        tokens.append(_reported(token_id, logits_V, sampling.logprobs or 0, drawn.normalizer))
+    return tokens
 
 
 def check_sampling(sampling: SamplingParams) -> None:
@@ -97,27 +117,20 @@ def _uniform(sequence: Sequence) -> float:
     return 0.0 if sequence.sampling.temperature == 0 else sequence.random.random()
 
 
-def _draw(logits_V: Tensor, sequence: Sequence, library: Library | None) -> int:
-    sampling, uniform = sequence.sampling, _uniform(sequence)
-    if library is not None:
-        history = _history(logits_V, sequence) if _has_penalties(sampling) else None
-        drawn = draw(
-            library,
-            logits_V,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            uniform=uniform,
-            penalties=(sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-            if history
-            else None,
-            seen_V=history.seen_V if history else None,
-            counts_V=history.counts_V if history else None,
-        )
-        if drawn is not None:
-            return drawn
-    return _choose(_penalized(logits_V, sequence), sampling, uniform)
+def _wish(row: int, sequence: Sequence, logits_RV: Tensor) -> Draw:
+    s = sequence.sampling
+    history = _history(logits_RV, sequence) if _has_penalties(s) else None
+    return wish(
+        row,
+        temperature=s.temperature,
+        top_k=s.top_k,
+        top_p=s.top_p,
+        min_p=s.min_p,
+        uniform=_uniform(sequence),
+        penalties=(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) if history else None,
+        seen_V=history.seen_V if history else None,
+        counts_V=history.counts_V if history else None,
+    )
 
 
 def _choose(logits_V: Tensor, sampling: SamplingParams, uniform: float) -> int:
@@ -163,6 +176,10 @@ def report_token(
     """
     logits_V = logits_V.float()
     total = float(logits_V.logsumexp(dim=-1)) if library is None else normalizer(library, logits_V)
+    return _reported(token_id, logits_V, num_top, total)
+
+
+def _reported(token_id: int, logits_V: Tensor, num_top: int, total: float) -> TokenLogprob:
     logprob = float(logits_V[token_id] - total)
     if num_top == 0:
         return TokenLogprob(token_id, logprob)

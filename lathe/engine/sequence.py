@@ -104,6 +104,11 @@ class Sequence:
         return self.num_waiting > 1 or self.num_new == 0
 
     @property
+    def draws_freely(self) -> bool:
+        """Whether it draws tokens, and no grammar has a say."""
+        return self.matcher is None and self.max_new_tokens > 0
+
+    @property
     def scores_prompt(self) -> bool:
         """Whether log-probabilities of prompt tokens are wanted and not known yet."""
         wanted = self.sampling.prompt_logprobs is not None

@@ -16,12 +16,12 @@ heads with attention.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -340,28 +340,42 @@ class Program:
         spans: Sequence[Span],
         rows: Sequence[int],
         vocab_size: int,
+        out_RV: Tensor | None = None,
     ) -> Tensor:
-        """Reads these tokens into the cache. Returns logits [R, V] of the tokens that `rows` names."""
+        """Reads these tokens into the cache. Returns logits [R, V] of the tokens that `rows` names: in
+        `out_RV` where that is given, which is contiguous float32."""
         if max(len(token_ids), len(rows)) > self.capacity:
             raise ValueError(f"{len(token_ids)} tokens, {len(rows)} rows; there is room for {self.capacity}")
-        arrays = [np.array(numbers, dtype=np.int32) for numbers in (token_ids, positions, slots, rows)]
+        logits_RV = torch.empty(len(rows), vocab_size) if out_RV is None else out_RV
         native_spans, pages = _native_spans(spans)
-        logits = torch.empty(len(rows), vocab_size)
-        step = Step(len(token_ids), len(rows), len(spans), 0)
-        step.token_ids, step.positions, step.slots, step.rows = (array.ctypes.data for array in arrays)
-        step.spans, step.pages = native_spans.ctypes.data, pages.ctypes.data
-        step.logits = logits.data_ptr()
+        # One array for all: between two steps of a small model each object that is made would show.
+        numbers = array("i", [*token_ids, *positions, *slots, *rows, *native_spans, *pages])
+        start, num_tokens, num_rows = numbers.buffer_info()[0], len(token_ids), len(rows)
+        spans_at = start + 4 * (3 * num_tokens + num_rows)
+        step = Step(
+            num_tokens,
+            num_rows,
+            len(spans),
+            0,
+            start,
+            start + 4 * num_tokens,
+            start + 8 * num_tokens,
+            start + 12 * num_tokens,
+            spans_at,
+            spans_at + 4 * len(native_spans),
+            logits_RV.data_ptr(),
+        )
         self.library.native.lathe_run(self.table, len(self.table), ctypes.byref(step))
-        return logits
+        return logits_RV
 
 
-def _native_spans(spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
-    """[spans, 4]: start, queries, keys, first page; and all their pages."""
-    rows: list[tuple[int, int, int, int]] = []
+def _native_spans(spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+    """Of each span start, queries, keys and first page, one after the other; and all their pages."""
+    rows: list[int] = []
     pages: list[int] = []
     for span in spans:
         num_keys = sum(last - first for first, last in span.slots)
-        rows.append((span.start, span.num_queries, num_keys, len(pages)))
+        rows += (span.start, span.num_queries, num_keys, len(pages))
         for first, last in span.slots:
             pages += range(first // PAGE_SIZE, -(-last // PAGE_SIZE))
-    return np.array(rows, dtype=np.int32), np.array(pages, dtype=np.int32)
+    return rows, pages

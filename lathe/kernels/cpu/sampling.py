@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
+from collections.abc import Sequence
+from ctypes import Array
+from typing import NamedTuple
 
 from torch import Tensor
 
 from lathe.kernels.cpu.library import Library
-from lathe.kernels.cpu.table import Draw
+from lathe.kernels.cpu.table import Draw, Drawn
+
+
+class Token(NamedTuple):
+    """`token_id` is None where more than 512 candidates must be told apart; `logprob` means nothing then.
+
+    A logit less `normalizer` is its token's log-probability.
+    """
+
+    token_id: int | None
+    logprob: float
+    normalizer: float
 
 
 def normalizer(library: Library, logits_V: Tensor) -> float:
@@ -18,9 +32,8 @@ def normalizer(library: Library, logits_V: Tensor) -> float:
     return library.native.lathe_normalizer(logits_V.data_ptr(), len(logits_V))
 
 
-def draw(
-    library: Library,
-    logits_V: Tensor,
+def wish(
+    row: int,
     *,
     temperature: float,
     top_k: int,
@@ -30,17 +43,30 @@ def draw(
     penalties: tuple[float, float, float] | None = None,
     seen_V: Tensor | None = None,
     counts_V: Tensor | None = None,
-) -> int | None:
-    """A token's id, or None where more than 512 candidates must be told apart.
+) -> Draw:
+    """How a token is drawn from the logits' row `row`.
 
     `uniform` in [0, 1) decides; of the candidates that are left, best first, the one in whose share of the
     probability it falls. `penalties` are repetition, presence and frequency; they need which tokens were
-    `seen_V` (bool) and the `counts_V` (float32) of what the reply said.
+    `seen_V` (bool) and the `counts_V` (float32) of what the reply said, which must live until the draw.
     """
     repetition, presence, frequency = penalties or (1.0, 0.0, 0.0)
-    wanted = Draw(temperature, top_p, min_p, repetition, presence, frequency, top_k, 0, uniform)
+    made = Draw(temperature, top_p, min_p, repetition, presence, frequency, top_k, row, uniform)
     if penalties is not None:
         assert seen_V is not None and counts_V is not None, "penalties need what was seen"
-        wanted.seen, wanted.counts = seen_V.data_ptr(), counts_V.data_ptr()
-    token_id = library.native.lathe_draw(logits_V.data_ptr(), len(logits_V), ctypes.byref(wanted))
-    return None if token_id < 0 else token_id
+        made.seen, made.counts = seen_V.data_ptr(), counts_V.data_ptr()
+    return made
+
+
+@functools.cache  # ctypes makes them anew for each use, which takes longer than a draw
+def _arrays_of(count: int) -> tuple[type[Array[Draw]], type[Array[Drawn]]]:
+    return Draw * count, Drawn * count
+
+
+def draw(library: Library, logits_RV: Tensor, wishes: Sequence[Draw]) -> list[Token]:
+    """A token for each wish, all by one call. The logits are contiguous float32 on the CPU."""
+    count = len(wishes)
+    draws_type, drawn_type = _arrays_of(count)
+    drawn = drawn_type()
+    library.native.lathe_draw(logits_RV.data_ptr(), logits_RV.shape[-1], draws_type(*wishes), count, drawn)
+    return [Token(d.token_id if d.token_id >= 0 else None, d.logprob, d.normalizer) for d in drawn]

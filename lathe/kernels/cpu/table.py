@@ -83,11 +83,15 @@ class Draw(Structure):
         ("presence", c_float),
         ("frequency", c_float),
         ("top_k", c_int32),
-        ("reserved", c_int32),
+        ("row", c_int32),
         ("uniform", c_double),
         ("seen", c_void_p),
         ("counts", c_void_p),
     ]
+
+
+class Drawn(Structure):
+    _fields_ = [("token_id", c_int32), ("logprob", c_float), ("normalizer", c_float)]
 
 
 def declare(native: ctypes.CDLL) -> None:
@@ -96,5 +100,5 @@ def declare(native: ctypes.CDLL) -> None:
     native.lathe_run.restype = None
     native.lathe_normalizer.argtypes = [c_void_p, ctypes.c_int]
     native.lathe_normalizer.restype = c_float
-    native.lathe_draw.argtypes = [c_void_p, ctypes.c_int, POINTER(Draw)]
-    native.lathe_draw.restype = ctypes.c_int
+    native.lathe_draw.argtypes = [c_void_p, ctypes.c_int, POINTER(Draw), ctypes.c_int, POINTER(Drawn)]
+    native.lathe_draw.restype = None

@@ -37,7 +37,7 @@ SOURCES = {
         API const char* lathe_isa(void) { return chosen; }
         API void lathe_run(void) {}
         API float lathe_normalizer(void) { return 0; }
-        API int lathe_draw(void) { return 0; }
+        API void lathe_draw(void) {}
         API int lathe_init(const char* isa, int num_threads) {
             if (num_threads < 1) return -1;
         #define CHOOSE(each) if (!isa || !std::strcmp(isa, #each)) chosen = each::name();

@@ -29,12 +29,7 @@ static void turn(const float* x, int d, const float* weight, float eps, const fl
 struct Half { uint8_t bytes[2]; };
 
 LATHE_INLINE F8 load(const Half* from) { return load_f16(from->bytes); }
-LATHE_INLINE void put(float* to, float x) { *to = x; }
-LATHE_INLINE void put(Half* to, float x) {
-    uint8_t half[16];
-    store_f16(half, all(x));
-    memcpy(to->bytes, half, 2);
-}
+LATHE_INLINE void store(Half* to, F8 x) { store_f16(to->bytes, x); }
 
 template <class T>
 struct Attention {
@@ -48,18 +43,24 @@ struct Attention {
     T* value_page(int page, int head) const { return value_cache + ((int64_t)page * num_kv_heads + head) * d * PAGE; }
 };
 
+// A token's query heads of one group, and its key and value, which go into the cache.
 template <class T>
-static void write_token(const Attention<T>& a, const Step& step, int t) {
+static void write_group(const Attention<T>& a, const Step& step, int t, int kv_head) {
     const float *cos = a.cos + (int64_t)t * a.d / 2, *sin = a.sin + (int64_t)t * a.d / 2;
-    float* q = a.q + (int64_t)t * a.num_heads * a.d;
-    for (int h = 0; h < a.num_heads; h++) turn(q + h * a.d, a.d, a.q_weight, a.eps, cos, sin, a.scale, q + h * a.d);
-    int page = step.slots[t] / PAGE, place = step.slots[t] % PAGE;
-    for (int h = 0; h < a.num_kv_heads; h++) {
-        int64_t from = ((int64_t)t * a.num_kv_heads + h) * a.d;
-        float turned[MOST_HEAD_DIM];
-        turn(a.k + from, a.d, a.k_weight, a.eps, cos, sin, 1, turned);
-        T *keys = a.key_page(page, h) + place, *values = a.value_page(page, h) + place * a.d;
-        for (int i = 0; i < a.d; i++) put(keys + i * PAGE, turned[i]), put(values + i, a.v[from + i]);
+    int group = a.num_heads / a.num_kv_heads, page = step.slots[t] / PAGE, place = step.slots[t] % PAGE;
+    int64_t from = ((int64_t)t * a.num_kv_heads + kv_head) * a.d;
+    for (int h = 0; h < group; h++) {
+        float* q = a.q + from * group + h * a.d;
+        turn(q, a.d, a.q_weight, a.eps, cos, sin, a.scale, q);
+    }
+    float turned[MOST_HEAD_DIM];
+    turn(a.k + from, a.d, a.k_weight, a.eps, cos, sin, 1, turned);
+    T *keys = a.key_page(page, kv_head) + place, *values = a.value_page(page, kv_head) + place * a.d;
+    for (int i = 0; i < a.d; i += 8) {
+        T rounded[8];
+        store(rounded, load(turned + i));
+        for (int k = 0; k < 8; k++) keys[(i + k) * PAGE] = rounded[k];
+        store(values + i, load(a.v + from + i));
     }
 }
 
@@ -204,8 +205,8 @@ static void attend(const Op& op, const Step& step, Worker& worker) {
                    at<T>(op, 5), (int)op.a[6], (int)op.a[7], (int)op.a[8], at<float>(op, 9), at<float>(op, 10),
                 at<float>(op, 11), at<float>(op, 12), op.f[0], op.f[1]};
     int first, last;
-    worker.share(step.num_tokens, first, last);
-    for (int t = first; t < last; t++) write_token(a, step, t);
+    worker.share(step.num_tokens * a.num_kv_heads, first, last);
+    for (int i = first; i < last; i++) write_group(a, step, i / a.num_kv_heads, i % a.num_kv_heads);
     worker.meet();
 
     int group = a.num_heads / a.num_kv_heads, many = most(1, QUERY_ROWS / group);

@@ -33,6 +33,37 @@ bool runs_here(const char* isa) {
     return false;
 }
 
+// The logarithms of the sums of e^logit of some rows, added up in blocks, which the threads share.
+class Normalizers {
+   public:
+    Normalizers(int num_rows, int vocab) : vocab(vocab), num_blocks((vocab + BLOCK - 1) / BLOCK) {
+        tops.resize((size_t)num_rows * num_blocks), sums.resize(tops.size());
+    }
+
+    // `row_of(i)` is where the i-th row begins.
+    template <class RowOf>
+    void add_up(RowOf row_of, lathe::Worker& worker) {
+        for (int piece; (piece = worker.next((int)tops.size())) >= 0;) {
+            int begin = piece % num_blocks * BLOCK;
+            chosen->sum_block(
+                row_of(piece / num_blocks) + begin, std::min(BLOCK, vocab - begin), tops[piece], sums[piece]);
+        }
+    }
+
+    float of(int row) const {
+        const float *top = &tops[(size_t)row * num_blocks], *sum = &sums[(size_t)row * num_blocks];
+        float most = *std::max_element(top, top + num_blocks);
+        double total = 0;
+        for (int block = 0; block < num_blocks; block++) total += sum[block] * std::exp((double)top[block] - most);
+        return (float)(most + std::log(total));
+    }
+
+   private:
+    static constexpr int BLOCK = lathe::LOGITS_BLOCK;
+    int vocab, num_blocks;
+    std::vector<float> tops, sums;
+};
+
 }  // namespace
 
 int lathe_abi_version(void) { return lathe::ABI_VERSION; }
@@ -56,23 +87,27 @@ int lathe_init(const char* isa, int num_threads) {
 }
 
 float lathe_normalizer(const float* logits, int vocab) {
-    int num_blocks = (vocab + lathe::LOGITS_BLOCK - 1) / lathe::LOGITS_BLOCK;
-    std::vector<float> tops(num_blocks), sums(num_blocks);
+    Normalizers normalizers(1, vocab);
     lathe::run_together(threads, 1, [&](lathe::Worker& worker) {
         worker.begin(0);
-        chosen->sum_blocks(logits, vocab, tops.data(), sums.data(), worker);
+        normalizers.add_up([=](int) { return logits; }, worker);
     });
-    float top = *std::max_element(tops.begin(), tops.end());
-    double total = 0;
-    for (int block = 0; block < num_blocks; block++) total += sums[block] * std::exp((double)tops[block] - top);
-    return (float)(top + std::log(total));
+    return normalizers.of(0);
 }
 
-int lathe_draw(const float* logits, int vocab, const lathe::Draw* draw) {
-    thread_local lathe::Team alone;
-    thread_local lathe::Worker worker;
-    worker.team = &alone;
-    return chosen->draw_token(logits, vocab, *draw, worker);
+void lathe_draw(const float* logits, int vocab, const lathe::Draw* draws, int num_draws, lathe::Drawn* drawn) {
+    auto row_of = [=](int i) { return logits + (int64_t)draws[i].row * vocab; };
+    Normalizers normalizers(num_draws, vocab);
+    lathe::run_together(threads, 1, [&](lathe::Worker& worker) {
+        worker.begin(0);
+        for (int i; (i = worker.next(num_draws, 1)) >= 0;)
+            drawn[i].token_id = chosen->draw_token(row_of(i), vocab, draws[i], worker);
+        normalizers.add_up(row_of, worker);
+    });
+    for (int i = 0; i < num_draws; i++) {
+        drawn[i].normalizer = normalizers.of(i);
+        drawn[i].logprob = row_of(i)[std::max(drawn[i].token_id, 0)] - drawn[i].normalizer;
+    }
 }
 
 void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step) {

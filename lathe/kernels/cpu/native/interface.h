@@ -4,7 +4,7 @@
 
 namespace lathe {
 
-constexpr int ABI_VERSION = 2;
+constexpr int ABI_VERSION = 3;
 constexpr int PAGE = 16;  // tokens of a page of the key-value cache
 constexpr int LOGITS_BLOCK = 4096;  // logits that are summed by themselves, whoever does it
 
@@ -40,13 +40,21 @@ struct Step {
     float* logits;             // [R, vocabulary]
 };
 
-// How a token is drawn. `seen` (or null, without penalties) and `counts` have a number for each token.
+// How a token is drawn from the logits' row `row`. `seen` (or null, without penalties) and `counts` have a number for
+// each token.
 struct Draw {
     float temperature, top_p, min_p, repetition, presence, frequency;
-    int32_t top_k, reserved;
+    int32_t top_k, row;
     double uniform;  // in [0, 1)
     const uint8_t* seen;
     const float* counts;
+};
+
+// The token that was drawn, or -1 where it takes more candidates than are looked for here; its log-probability; and the
+// logarithm of the sum of e^logit of its row.
+struct Drawn {
+    int32_t token_id;
+    float logprob, normalizer;
 };
 
 enum Code : int32_t {

@@ -35,6 +35,6 @@ static void run_calls(const Op* ops, int num_ops, const Step& step, Worker& work
     }
 }
 
-const Kernels kernels = {LATHE_NAME(LATHE_ISA), sum_blocks, draw_token, run_calls};
+const Kernels kernels = {LATHE_NAME(LATHE_ISA), sum_block, draw_token, run_calls};
 
 }  // namespace lathe::LATHE_ISA

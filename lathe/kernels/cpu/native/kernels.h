@@ -8,7 +8,7 @@ namespace lathe {
 
 struct Kernels {
     const char* isa;
-    void (*sum_blocks)(const float* logits, int vocab, float* tops, float* sums, Worker& worker);
+    void (*sum_block)(const float* x, int count, float& top, float& sum);
     int (*draw_token)(const float* logits, int vocab, const Draw& draw, Worker& worker);
     void (*run_calls)(const Op* ops, int num_ops, const Step& step, Worker& worker);
 };

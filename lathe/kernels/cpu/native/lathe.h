@@ -13,7 +13,7 @@ LATHE_API const char* lathe_isa(void);
 LATHE_API int lathe_init(const char* isa, int num_threads);
 // The logarithm of the sum of e^logit, added up in one order whatever the number of threads.
 LATHE_API float lathe_normalizer(const float* logits, int vocab);
-// The token that is drawn, or -1 where it takes more candidates than are looked for here.
-LATHE_API int lathe_draw(const float* logits, int vocab, const lathe::Draw* draw);
+// A token from each row of logits [R, vocab] that the draws name, on all threads.
+LATHE_API void lathe_draw(const float* logits, int vocab, const lathe::Draw* draws, int num_draws, lathe::Drawn* drawn);
 // Makes these calls, on the threads that lathe_init named, this one among them. One run at a time; others wait.
 LATHE_API void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step);

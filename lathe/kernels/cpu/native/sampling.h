@@ -15,19 +15,15 @@ static float largest_of(const float* x, int count) {
     return top;
 }
 
-// Each block's largest number and the sum of e^(x - largest).
-static void sum_blocks(const float* logits, int vocab, float* tops, float* sums, Worker& worker) {
-    for (int block; (block = worker.next((vocab + LOGITS_BLOCK - 1) / LOGITS_BLOCK)) >= 0;) {
-        const float* x = logits + (int64_t)block * LOGITS_BLOCK;
-        int count = least(LOGITS_BLOCK, vocab - block * LOGITS_BLOCK), i = 0;
-        float top = tops[block] = largest_of(x, count);
-        F8 sum = zero();
-        if (top == -INFINITY) top = 0;
-        for (; i + 8 <= count; i += 8) sum = sum + exp(load(x + i) - all(top));
-        float total = sum_of(sum);
-        for (; i < count; i++) total += std::exp(x[i] - top);
-        sums[block] = total;
-    }
+// The largest number and the sum of e^(x - largest).
+static void sum_block(const float* x, int count, float& largest, float& total) {
+    int i = 0;
+    float top = largest = largest_of(x, count);
+    F8 sum = zero();
+    if (top == -INFINITY) top = 0;
+    for (; i + 8 <= count; i += 8) sum = sum + exp(load(x + i) - all(top));
+    total = sum_of(sum);
+    for (; i < count; i++) total += std::exp(x[i] - top);
 }
 
 // Repetition, presence and frequency penalties of the tokens that were seen.
