@@ -105,7 +105,7 @@ def test_stopped_anywhere_it_ends_the_same(start, rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 @needs_kernels
 def test_killed_at_random_moments_it_ends_the_same(start, rows, tmp_path):
     """kill -9 of the command itself, ten times, wherever it just is."""
@@ -120,7 +120,7 @@ def test_killed_at_random_moments_it_ends_the_same(start, rows, tmp_path):
     for number in range(10):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         wanted = rng.randrange(3) + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while (
             not metrics.exists() or metrics.read_bytes().count(b"\n") <= wanted
         ) and process.poll() is None:
@@ -130,7 +130,7 @@ def test_killed_at_random_moments_it_ends_the_same(start, rows, tmp_path):
         assert process.poll() is None, f"it had ended before kill {number}"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=900).returncode == 0
     assert same(whole, tmp_path / "run" / "model")
 
 
