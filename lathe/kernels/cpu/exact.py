@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lathe.kernels.attention import causal_attention
 from lathe.kernels.cpu.library import Library
-from lathe.kernels.cpu.sampling import normalizer
+from lathe.kernels.cpu.sampling import normalizers
 from lathe.kernels.cpu.table import PAGE_SIZE, Code, Op, Step
 from lathe.kernels.cpu.weights import matrix
 from lathe.kernels.expert_gradients import expert_gradients, sort_by_expert
@@ -152,7 +152,7 @@ class Exact:
 
     def normalizers(self, logits_TV: Tensor) -> Tensor:
         """What each row's logits are reduced by to become log-probabilities, [T]."""
-        return torch.tensor([normalizer(self.library, row) for row in logits_TV.contiguous()])
+        return normalizers(self.library, logits_TV)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
         (num_tokens, num_heads, d), num_kv_heads = q.shape, k.shape[1]

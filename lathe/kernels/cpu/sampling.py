@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ctypes import Array
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lathe.kernels.cpu.library import Library
@@ -30,6 +31,15 @@ def normalizer(library: Library, logits_V: Tensor) -> float:
     Its bits depend on the logits alone. They are contiguous float32 on the CPU.
     """
     return library.native.lathe_normalizer(logits_V.data_ptr(), len(logits_V))
+
+
+def normalizers(library: Library, logits_RV: Tensor) -> Tensor:
+    """The same of each row, [R]."""
+    logits_RV = logits_RV.contiguous()
+    num_rows, vocab_size = logits_RV.shape
+    first, row_bytes = logits_RV.data_ptr(), 4 * vocab_size
+    one = library.native.lathe_normalizer
+    return torch.tensor([one(first + row * row_bytes, vocab_size) for row in range(num_rows)])
 
 
 def wish(
