@@ -143,7 +143,7 @@ def _first_to_last(run: Run, names: Sequence[str], num: int) -> str:
 
 
 def _largest(run: Run) -> str:
-    values = run.line("mismatch").values
+    values = run.line("mismatch").values or run.line("largest_mismatch").values
     return written(max(values, key=lambda value: (math.isnan(value), value))) if values else ""
 
 

@@ -59,6 +59,9 @@ SECTIONS: Mapping[str, Sequence[Metric]] = {
     ),
     "Can it be trusted?": (
         Metric("mismatch", "Mismatch", "number", "Largest difference of engine's and trainer's logprobs."),
+        Metric(
+            "largest_mismatch", "Mismatch", "number", "Largest difference of engine's and trainer's logprobs."
+        ),
         Metric("masked", "Masked", "share", "Tokens that a correction takes out."),
         Metric("invalid_share", "Invalid attempts", "share", "The machine failed: they train nothing."),
         Metric("invalid", "Invalid attempts", "share", "The machine failed: they train nothing."),
