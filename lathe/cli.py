@@ -22,6 +22,7 @@ from lathe.commands.kernels import kernels
 from lathe.commands.make import make
 from lathe.commands.opening import stderr
 from lathe.commands.report import report
+from lathe.commands.rl import rl
 from lathe.commands.serve import serve
 from lathe.commands.show import show
 from lathe.commands.training import pretrain, sft
@@ -70,6 +71,7 @@ app.command(epilog=CODE_EXITS)(code)
 app.command()(generate)
 app.command()(complete)
 app.command()(attempt)
+app.command()(rl)
 app.command()(show)
 app.command()(report)
 app.command()(sft)

@@ -18,8 +18,10 @@ from lathe.rollout.course import Course
 from lathe.rollout.kept import Keeping, Kept
 from lathe.rollout.resumed import listing_of_resumed
 from lathe.sandbox.pool import Pool
+from lathe.tasks.known import Verify
 from lathe.tasks.patch import Listing, patch_from_json, take_listing, take_patch
 from lathe.tasks.place import open_place, place_spec
+from lathe.tasks.verify import verify
 from lathe.types import Model, Rollout, Sandbox, Task, Verdict
 
 FAULTS = ("sandbox", "model", "interrupted")
@@ -41,19 +43,21 @@ async def rollout(
     *,
     on_event: Callable[[Any], None] | None = None,
     keeping: Keeping | None = None,
+    verify: Verify = verify,
 ) -> Rollout:
     """Let a model attempt a task, and judge what it did in a second, clean sandbox.
 
     The verdict is invalid, with its reason, when the machine failed at any moment or the model could not be
     reached; neither raises. Only a bug does, a task that could never be attempted (TaskError), and being
     cancelled; no sandbox is left behind. `on_event` hears what `agent.loop.run` reports. `keeping` keeps the
-    state after each turn, and goes on from what it has.
+    state after each turn, and goes on from what it has. `verify` judges (see `tasks/known.py` for one that
+    remembers).
     """
     config = config or RolloutConfig()
     emit = on_event or (lambda event: None)
     if not config.tools:
         answer_file(task)
-    course = Course(task, name_of(model))
+    course = Course(task, name_of(model), verify=verify)
     try:
         if config.tools:
             attempt = await _work(course, model, pool, config, emit, keeping)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lathe.agent.attempt import Counts
 from lathe.sandbox.pool import Pool
+from lathe.tasks.known import Verify
 from lathe.tasks.patch import Patch, patch_to_json
 from lathe.tasks.verify import verify
 from lathe.types import Rollout, Task, Trajectory, Verdict
@@ -21,6 +22,7 @@ class Course:
 
     task: Task
     model: str | None
+    verify: Verify = verify
     trajectories: tuple[Trajectory, ...] = ()
     stop_reason: str | None = None
     patch: Patch | None = None
@@ -47,7 +49,7 @@ class Course:
     async def judge(self, pool: Pool) -> Verdict:
         """What the patch earns, in a clean sandbox."""
         with self.during("verify"):
-            verdict = await verify(self.task, self.patch or Patch(), pool)
+            verdict = await self.verify(self.task, self.patch or Patch(), pool)
         return verdict if verdict.reason is None else Verdict(reason=f"verify: {verdict.reason}")
 
     def rollout(self, verdict: Verdict) -> Rollout:
