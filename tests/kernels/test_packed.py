@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lathe.kernels.cpu import library
 from lathe.kernels.cpu.memory import HUGE_PAGE, aligned_empty
 from lathe.kernels.cpu.packed import (
     KINDS,
@@ -177,3 +178,14 @@ def test_memory_is_aligned_and_writable(num_bytes):
     again = aligned_empty(num_bytes)
     again.fill_(8)
     assert (memory == 7).all()
+
+
+@kinds
+@pytest.mark.parametrize("rows, experts", [(1, 1), (16, 1), (53, 1), (21, 3)])
+def test_the_compiled_kernels_pack_the_same_bytes(kind, rows, experts, monkeypatch):
+    if library.load() is None:
+        pytest.skip("no compiled kernels here")
+    blocks = random_blocks(kind, rows, 96, experts)
+    packed = pack_blocks(kind, blocks, rows, 96).data
+    monkeypatch.setattr(library, "load", lambda: None)
+    assert torch.equal(packed, pack_blocks(kind, blocks, rows, 96).data)

@@ -15,7 +15,7 @@ from lathe.kernels.cpu import build
 from lathe.kernels.cpu.table import declare
 
 # Raised together with lathe_abi_version in native/ when a function or a table's layout changes.
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 
 class NoLibrary(LatheError):

@@ -15,7 +15,8 @@ in another order and their groups, scales and values as they are, so packing a f
 So a vector instruction holds eight rows' next few numbers, which it multiplies with the same activations:
 eight sums go side by side, and none is ever added up across a register.
 
-Plain PyTorch: what compiled kernels are tested against, and how weights are packed and used without them.
+Plain PyTorch, but for packing a file's blocks: what compiled kernels are tested against, and how weights are
+packed and used without them.
 """
 
 # R rows of tiles, C columns of tiles, r the 16 rows of a tile, B its bytes, n rows, E experts
@@ -31,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lathe.kernels.cpu import blocks as b
+from lathe.kernels.cpu import library, table
 from lathe.kernels.cpu.memory import Arena, aligned_empty
 
 TILE_ROWS = 16
@@ -166,12 +168,20 @@ def pack_blocks(
     kind: str, blocks: Tensor, rows: int, columns: int, out: PackedMatrix | None = None
 ) -> PackedMatrix:
     """GGUF's blocks of a matrix (uint8 of any shape, row after row) in tiles; of a stack, if there are
-    several matrices' blocks. Nothing is rounded. `out` is filled, where it is given."""
+    several matrices' blocks. Nothing is rounded. `out` is filled, where it is given.
+
+    The compiled kernels do it, where they are: as fast as memory is."""
     matrices, rest = divmod(blocks.numel(), rows * columns // GROUP * KINDS[kind].block_bytes)
     if rest or not matrices:
         raise ValueError(f"{blocks.numel()} bytes are no blocks of {kind} [{rows}, {columns}]")
     if out is None:
         out = empty_packed(kind, rows, columns, None if matrices == 1 and blocks.dim() < 3 else matrices)
+    kernels = library.load() if blocks.device.type == out.data.device.type == "cpu" else None
+    if kernels is not None:
+        code = table.Kind[kind.upper()]
+        for matrix, data in zip(blocks.reshape(matrices, -1), out.data.view(matrices, -1), strict=True):
+            kernels.native.lathe_pack(code, matrix.data_ptr(), rows, columns, data.data_ptr())
+        return out
     for data, part in out._parts(blocks.reshape(matrices * rows, -1)):
         _write_tiles(kind, part.unflatten(-1, (columns // GROUP, -1)), data)
     return out

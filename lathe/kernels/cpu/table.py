@@ -102,3 +102,5 @@ def declare(native: ctypes.CDLL) -> None:
     native.lathe_normalizer.restype = c_float
     native.lathe_draw.argtypes = [c_void_p, ctypes.c_int, POINTER(Draw), ctypes.c_int, POINTER(Drawn)]
     native.lathe_draw.restype = None
+    native.lathe_pack.argtypes = [ctypes.c_int, c_void_p, ctypes.c_int, ctypes.c_int, c_void_p]
+    native.lathe_pack.restype = None

@@ -38,6 +38,7 @@ SOURCES = {
         API void lathe_run(void) {}
         API float lathe_normalizer(void) { return 0; }
         API void lathe_draw(void) {}
+        API void lathe_pack(void) {}
         API int lathe_init(const char* isa, int num_threads) {
             if (num_threads < 1) return -1;
         #define CHOOSE(each) if (!isa || !std::strcmp(isa, #each)) chosen = each::name();

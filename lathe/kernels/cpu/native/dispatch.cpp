@@ -115,3 +115,9 @@ void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step) {
         chosen->run_calls(ops, num_ops, *step, worker);
     });
 }
+
+void lathe_pack(int kind, const uint8_t* blocks, int rows, int columns, uint8_t* tiles) {
+    lathe::run_together(threads, 1, [=](lathe::Worker& worker) {
+        lathe::pack((lathe::Kind)kind, blocks, rows, columns, tiles, worker);
+    });
+}

@@ -4,7 +4,7 @@
 
 namespace lathe {
 
-constexpr int ABI_VERSION = 3;
+constexpr int ABI_VERSION = 4;
 constexpr int PAGE = 16;  // tokens of a page of the key-value cache
 constexpr int LOGITS_BLOCK = 4096;  // logits that are summed by themselves, whoever does it
 

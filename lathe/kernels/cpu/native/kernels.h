@@ -20,4 +20,7 @@ struct Kernels {
 LATHE_EACH_ISA(LATHE_DECLARE)
 #undef LATHE_DECLARE
 
+// A thread's part of lathe_pack (see lathe.h).
+void pack(Kind kind, const uint8_t* blocks, int rows, int columns, uint8_t* tiles, Worker& worker);
+
 }  // namespace lathe

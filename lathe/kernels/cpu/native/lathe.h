@@ -17,3 +17,5 @@ LATHE_API float lathe_normalizer(const float* logits, int vocab);
 LATHE_API void lathe_draw(const float* logits, int vocab, const lathe::Draw* draws, int num_draws, lathe::Drawn* drawn);
 // Makes these calls, on the threads that lathe_init named, this one among them. One run at a time; others wait.
 LATHE_API void lathe_run(const lathe::Op* ops, int num_ops, const lathe::Step* step);
+// GGUF's blocks of a matrix, row after row, in tiles, on all threads. `kind` is one of the packed ones.
+LATHE_API void lathe_pack(int kind, const uint8_t* blocks, int rows, int columns, uint8_t* tiles);
