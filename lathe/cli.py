@@ -20,6 +20,7 @@ from lathe.commands.generate import generate
 from lathe.commands.info import info
 from lathe.commands.kernels import kernels
 from lathe.commands.make import make
+from lathe.commands.make_repository import repository
 from lathe.commands.opening import stderr
 from lathe.commands.report import report
 from lathe.commands.rl import rl
@@ -80,6 +81,7 @@ app.command()(convert)
 app.command()(info)
 app.command()(doctor)
 app.add_typer(kernels, name="kernels")
+make.command()(repository)
 app.add_typer(make, name="make")
 app.command()(fleet)
 

@@ -133,6 +133,19 @@ def run_maker(
 ) -> None:
     """Run a maker over its candidates, with a bar and a table at the end. `begin(stack, pool)` gives the
     function that makes a candidate's tasks; what it opens on the stack is closed in the end."""
+    from lathe.synth.making import make_all
+
+    async def run(stack: AsyncExitStack, pool: Any, book: Any, query: Any, tell: Any) -> Any:
+        make_one = await begin(stack, pool)
+        return await make_all(candidates, make_one, book, concurrency=concurrency, where=query, on_done=tell)
+
+    run_in_pool(run, out, settings, where, backend)
+
+
+def run_in_pool(
+    run: Any, out: Path, settings: dict[str, Any], where: str | None, backend: str, images: Any = None
+) -> None:
+    """`run(stack, pool, book, query, tell)` makes tasks, tells how far it is, and gives a summary."""
     import asyncio
     from contextlib import AsyncExitStack
     from typing import get_args
@@ -141,7 +154,6 @@ def run_maker(
 
     from lathe.sandbox.pool import BackendName, open_pool
     from lathe.synth.book import open_book
-    from lathe.synth.making import make_all
     from lathe.synth.where import parse_query
     from lathe.terminal.make import show_summary, watch
 
@@ -154,12 +166,9 @@ def run_maker(
     async def work() -> None:
         async with AsyncExitStack() as stack:
             book = stack.enter_context(open_book(out, settings))
-            pool = await stack.enter_async_context(open_pool(kind))
-            make_one = await begin(stack, pool)
+            pool = await stack.enter_async_context(open_pool(kind, images=images))
             tell = stack.enter_context(watch(errors))
-            summary = await make_all(
-                candidates, make_one, book, concurrency=concurrency, where=query, on_done=tell
-            )
+            summary = await run(stack, pool, book, query, tell)
         show_summary(summary, Console())
 
     try:

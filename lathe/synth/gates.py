@@ -21,6 +21,8 @@ class Gates:
     `tpr` is the share of `num_right` right-but-different solutions that are accepted, `tnr` that of
     `num_wrong` wrong-but-plausible ones that are rejected: those were kept from whoever chose the tests, and
     were seen to differ from the reference on other inputs.
+    Of tests of a repository, `num_failing` fail with the fault, and `num_passing` pass with it and without.
+    `leak` is how much of a line of the answer the prompt tells.
     `difficulty` is the share of a model's `num_attempts` valid attempts that were solved: low is hard.
     """
 
@@ -37,6 +39,9 @@ class Gates:
     num_right: int = 0
     tnr: float | None = None
     num_wrong: int = 0
+    num_failing: int = 0
+    num_passing: int = 0
+    leak: float | None = None
     difficulty: float | None = None
     num_attempts: int = 0
 
@@ -50,6 +55,7 @@ class Thresholds:
     min_mutation: float = 0.6
     min_tpr: float = 1.0
     min_tnr: float = 0.8
+    max_leak: float = 0.8
 
 
 def first_failure(gates: Gates, asked: Thresholds) -> str | None:
@@ -63,6 +69,7 @@ def first_failure(gates: Gates, asked: Thresholds) -> str | None:
         ("mutation score too low", below(gates.mutation, asked.min_mutation)),
         ("right solutions rejected", below(gates.tpr, asked.min_tpr)),
         ("wrong solutions accepted", below(gates.tnr, asked.min_tnr)),
+        ("the prompt tells the answer", above(gates.leak, asked.max_leak)),
     )
     return next((reason for reason, failed in checks if failed), None)
 

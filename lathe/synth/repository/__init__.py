@@ -1,0 +1,1 @@
+"""Tasks from repositories: the parts of `synth/repositories.py`."""
