@@ -180,3 +180,41 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(CheckpointError, match="use_dora is not supported"):
         load_lora(random_model(tiny_config()), tmp_path)
+
+
+@pytest.mark.slow  # transformers and llama.cpp take seconds to import
+def test_an_export_is_of_the_merged_weights(tmp_path):
+    transformers, xllamacpp = pytest.importorskip("transformers"), pytest.importorskip("xllamacpp")
+    from lathe.testing import tiny_tokenizer
+    from lathe.train.parts import export, new_parts
+
+    parts = new_parts(tiny_config(hidden_size=64, head_dim=32, **MOE), tiny_tokenizer())
+    lora = Lora(parts.model, LoraConfig(rank=8, alpha=64))
+    trainer = Trainer(parts.model, TrainConfig(lr=3e-2), lora)
+    prompt, reply = list(b"def add(a, b):"), b" return"
+    ids = (*prompt, *reply)
+    lesson = Sample(ids, (False,) * len(prompt) + (True,) * len(reply))
+    before = trainer.logprobs(pack([lesson]))
+    for _ in range(20):
+        trainer.step([lesson], nll)
+    right = trainer.logprobs(pack([lesson]))
+    assert float((right - before).mean()) > 0.5
+
+    export(parts, tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = theirs(torch.tensor([ids])).logits[0].log_softmax(-1)
+    found = logprobs[len(prompt) - 1 : -1].gather(-1, torch.tensor([*reply])[:, None])[:, 0]
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(export(parts, tmp_path / "out.gguf", gguf_type="f32"))
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 256, 1, 0
+    params.warmup, params.fit_params, params.verbosity = False, False, -1
+    answer = xllamacpp.Server(params).handle_completions(
+        {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": 3}
+    )
+    top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    best = logprobs[len(prompt) - 1].topk(3)
+    assert [entry["id"] for entry in top] == best.indices.tolist()
+    assert [entry["logprob"] for entry in top] == pytest.approx(best.values.tolist(), abs=1e-2)
