@@ -148,6 +148,26 @@ class RunLog:
         return read_metrics(self.folder)
 
 
+class SilentLog:
+    """A run's log for the processes that train with the one that writes it: the same places, and no word."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self.rollouts_folder = self.folder / "rollouts"
+        self.checkpoints_folder = self.folder / "checkpoints"
+
+    def say(self, line: str) -> None: ...
+
+    def step(self, number: int, **metrics: float | None) -> None: ...
+
+    def truncate_after(self, step: int) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def read_metrics(folder: Path | str) -> list[Metrics]:
     """A run's steps in their order, each with "step" and what it measured. A last line without its end is
     left out: it is just being written. Raises RecordError where there is no run, or a line is damaged."""

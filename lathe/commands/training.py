@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +22,16 @@ def sft(recipe: RecipeFile, sets: Sets = None, resume: Resume = False) -> None:
 
     from lathe.config import load_recipe
     from lathe.terminal.progress import progress
+    from lathe.train.parallel import joined
     from lathe.train.sft import SftRecipe, run_sft
 
     out = Console(stderr=True)
     loaded = load_recipe(SftRecipe, recipe, sets or ())
-    folder = run_sft(loaded, resume=resume, reading=lambda: progress("Reading rows", out))
-    out.print(f"{folder}: serve it with `lathe serve {folder}`", highlight=False, soft_wrap=True)
+    with joined() as world:
+        reading = (lambda: progress("Reading rows", out)) if world.is_first else nullcontext
+        folder = run_sft(loaded, resume=resume, reading=reading, world=world)
+        if world.is_first:
+            out.print(f"{folder}: serve it with `lathe serve {folder}`", highlight=False, soft_wrap=True)
 
 
 def pretrain(recipe: RecipeFile, sets: Sets = None, resume: Resume = False) -> None:
@@ -35,9 +40,13 @@ def pretrain(recipe: RecipeFile, sets: Sets = None, resume: Resume = False) -> N
 
     from lathe.config import load_recipe
     from lathe.terminal.progress import progress
+    from lathe.train.parallel import joined
     from lathe.train.pretrain import PretrainRecipe, run_pretrain
 
     out = Console(stderr=True)
     loaded = load_recipe(PretrainRecipe, recipe, sets or ())
-    folder = run_pretrain(loaded, resume=resume, reading=lambda: progress("Reading documents", out))
-    out.print(f"{folder}: serve it with `lathe serve {folder}`", highlight=False, soft_wrap=True)
+    with joined() as world:
+        reading = (lambda: progress("Reading documents", out)) if world.is_first else nullcontext
+        folder = run_pretrain(loaded, resume=resume, reading=reading, world=world)
+        if world.is_first:
+            out.print(f"{folder}: serve it with `lathe serve {folder}`", highlight=False, soft_wrap=True)

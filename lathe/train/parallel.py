@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -29,7 +30,7 @@ PATIENCE = timedelta(minutes=30)  # a process that waits longer for the others e
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and which of them this is. Alone unless `join` says otherwise."""
+    """The processes of a run, and which of them this is. Alone unless `joined` says otherwise."""
 
     rank: int = 0
     size: int = 1
@@ -45,11 +46,13 @@ class World:
 ALONE = World()
 
 
-def join(device: str = "cpu") -> World:
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[World]:
     """The world that torchrun started this process in; alone without torchrun. With "cuda" each process takes
-    a GPU of its own. Call it once, first of all, and `leave` at the end."""
+    a GPU of its own. Once in a process, around all that it does."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return World(device=device)
+        yield World(device=device)
+        return
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -58,14 +61,9 @@ def join(device: str = "cpu") -> World:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
-    return World(
-        dist.get_rank(), dist.get_world_size(), device, init_device_mesh(kind, (dist.get_world_size(),))
-    )
-
-
-def leave(world: World) -> None:
-    if world.size > 1:
-        torch.distributed.destroy_process_group()
+    size = dist.get_world_size()
+    yield World(dist.get_rank(), size, device, init_device_mesh(kind, (size,)))
+    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 def shard(model: Transformer, world: World, dtype: str = "float32") -> None:
@@ -87,6 +85,16 @@ def shard(model: Transformer, world: World, dtype: str = "float32") -> None:
         fully_shard(part, mesh=world.mesh, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)  # sums, where FSDP would take means
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+
+
+@contextmanager
+def first_goes_first(world: World) -> Iterator[None]:
+    """What is inside is done by the first process, and then by the others, who find what it has made."""
+    if not world.is_first:
+        torch.distributed.barrier(world.mesh.get_group())
+    yield
+    if world.is_first and world.size > 1:
+        torch.distributed.barrier(world.mesh.get_group())
 
 
 def share(samples: Sequence[Sample], max_tokens: int, world: World) -> Iterator[tuple[list[Sample], bool]]:

@@ -12,23 +12,25 @@ from typing import NamedTuple
 
 from lathe.engine.loading import load_template, load_tokenizer
 from lathe.errors import RecordError, UserError
-from lathe.log import RunLog
 from lathe.model import hub
 from lathe.model.checkpoint import open_checkpoint
 from lathe.model.config import ModelConfig
 from lathe.text import fim
 from lathe.text.tokenizer import Tokenizer
 from lathe.train.batch import Sample
-from lathe.train.checkpoint import save_state
-from lathe.train.parts import Parts, export, load_parts, new_parts
+from lathe.train.parallel import ALONE, World, first_goes_first, shard
+from lathe.train.parts import Parts, load_parts, new_parts
 from lathe.train.sft import (
     Progress,
     Reading,
     batches,
     eval_loss,
+    export_trained,
     go_on,
     loss,
     num_batches,
+    open_log,
+    save,
     shuffled,
     weighed,
 )
@@ -79,16 +81,18 @@ def run_pretrain(
     resume: bool = False,
     say: Callable[[str], None] | None = None,
     reading: Reading = nullcontext,
+    world: World = ALONE,
 ) -> Path:
     """Trains, logs, saves, and exports. Returns the exported model's folder. Resumes as `run_sft` does."""
     parts = open_parts(recipe)
-    with RunLog(recipe.run, recipe, resume=resume, say=say) as log:
-        with reading() as progress:
+    shard(parts.model, world, recipe.train.dtype)
+    with open_log(recipe, world, resume=resume, say=say) as log:
+        with reading() as progress, first_goes_first(world):
             shards = list(open_data(recipe, parts, progress))
         train, held_out = windows_of(recipe, shards)
         log.say(f"{sum(shard.num_tokens for shard in shards):,} tokens, {len(train):,} windows to train on")
         steps = num_batches(len(train), recipe.batch_size) * recipe.epochs
-        trainer = Trainer(parts.model, replace(recipe.train, total_steps=steps))
+        trainer = Trainer(parts.model, replace(recipe.train, total_steps=steps), world=world)
         go_on(trainer, log)
         done = trainer.step_number
         todo = batches(len(train), recipe.batch_size, recipe.epochs, recipe.train.seed, done)
@@ -101,8 +105,8 @@ def run_pretrain(
                 stats["eval_loss"] = eval_loss(trainer, held_samples)
             log.step(step, **stats)
             if step % recipe.save_every == 0 or step == steps:
-                save_state(log.checkpoints_folder, step, trainer.state_dict(), {}, keep=recipe.keep)
-        return export(parts, recipe.run / "model")
+                save(trainer, log, recipe.keep)
+        return export_trained(parts, trainer, recipe.run / "model")
 
 
 def open_parts(recipe: PretrainRecipe) -> Parts:

@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lathe.errors import UserError
-from lathe.log import RunLog
+from lathe.log import RunLog, SilentLog
 from lathe.train.batch import Batch, Sample, cut, pack
 from lathe.train.checkpoint import last_state, load_state, save_state
 from lathe.train.lora import Lora, LoraConfig
 from lathe.train.lora_files import save_lora
 from lathe.train.loss import Stats, sft_loss
+from lathe.train.parallel import ALONE, World, shard
 from lathe.train.parts import Parts, export, load_parts
 from lathe.train.rows import RowConfig, read_rows
 from lathe.train.trainer import TrainConfig, Trainer
@@ -66,17 +67,20 @@ def run_sft(
     resume: bool = False,
     say: Callable[[str], None] | None = None,
     reading: Reading = nullcontext,
+    world: World = ALONE,
 ) -> Path:
     """Trains, logs, saves, and exports. Returns the exported model's folder.
 
-    Resumed, it goes on from the last state that was saved, with the same result as if it had not stopped.
+    Resumed, it goes on from the last state that was saved, with the same result as if it had not stopped;
+    also in a `world` of another size, up to rounding.
     """
     parts = load_parts(recipe.model)
-    with RunLog(recipe.run, recipe, resume=resume, say=say) as log:
+    shard(parts.model, world, recipe.train.dtype)
+    with open_log(recipe, world, resume=resume, say=say) as log:
         train, held_out = read_data(recipe, parts, log.say, reading)
         steps = num_batches(len(train), recipe.batch_size) * recipe.epochs
         lora = Lora(parts.model, recipe.lora) if recipe.lora else None
-        trainer = Trainer(parts.model, replace(recipe.train, total_steps=steps), lora)
+        trainer = Trainer(parts.model, replace(recipe.train, total_steps=steps), lora, world)
         go_on(trainer, log)
         if trainer.step_number == 0 and held_out:
             log.step(0, eval_loss=eval_loss(trainer, held_out))
@@ -88,10 +92,10 @@ def run_sft(
                 stats["eval_loss"] = eval_loss(trainer, held_out)
             log.step(step, **stats)
             if step % recipe.save_every == 0 or step == steps:
-                save_state(log.checkpoints_folder, step, trainer.state_dict(), {}, keep=recipe.keep)
-        if lora is not None:
+                save(trainer, log, recipe.keep)
+        if lora is not None and world.is_first:
             save_lora(lora, recipe.run / "adapter", base_model=recipe.model)
-        return export(parts, recipe.run / "model")
+        return export_trained(parts, trainer, recipe.run / "model")
 
 
 def loss(logprobs_N: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
@@ -117,7 +121,27 @@ def read_data(
     return samples, held_out
 
 
-def go_on(trainer: Trainer, log: RunLog) -> dict[str, object]:
+def open_log(
+    recipe: Any, world: World, *, resume: bool, say: Callable[[str], None] | None
+) -> RunLog | SilentLog:
+    """The run's log; of many processes the first one keeps it."""
+    return RunLog(recipe.run, recipe, resume=resume, say=say) if world.is_first else SilentLog(recipe.run)
+
+
+def save(trainer: Trainer, log: RunLog | SilentLog, keep: int) -> None:
+    """The state after the last step. Every process of the trainer's world must call it."""
+    state = trainer.state_dict()
+    if trainer.world.is_first:
+        save_state(log.checkpoints_folder, trainer.step_number, state, {}, keep=keep)
+
+
+def export_trained(parts: Parts, trainer: Trainer, folder: Path) -> Path:
+    """Every process of the trainer's world must call it; the first one writes."""
+    model = trainer.whole_model()
+    return folder if model is None else export(replace(parts, model=model), folder)
+
+
+def go_on(trainer: Trainer, log: RunLog | SilentLog) -> dict[str, object]:
     """Brings trainer and log to the last state that was saved, if there is one. Returns the loop's own."""
     place = last_state(log.checkpoints_folder)
     if place is None:

@@ -228,6 +228,11 @@ class Trainer:
         for weight in self._parameters():
             weight.grad = None
 
+    def whole_model(self) -> Transformer | None:
+        """The model for an export: itself, or of many processes a copy with all weights on the first of them,
+        and None on the others."""
+        return parallel.whole_model(self.model, self.world, self.config.dtype)
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on; with LoRA, of the model only the adapters. Each of many
         processes gets all of it."""

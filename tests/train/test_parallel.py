@@ -1,5 +1,6 @@
 """Training in two processes is training in one: the same losses, gradients and weights, up to rounding."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from two_processes import SAMPLES, VARIANTS, run
+from tiny_models import tiny_config
+from two_processes import MOE, SAMPLES, VARIANTS, run
 
 from lathe.kernels.cpu.library import load
+from lathe.log import read_metrics
+from lathe.testing import tiny_tokenizer
 from lathe.train.batch import Sample
 from lathe.train.parallel import ALONE, World, share
+from lathe.train.parts import export, load_parts, new_parts
 
 HERE = Path(__file__).parent
 
@@ -101,3 +106,62 @@ def test_work_is_spread_evenly():
 
 def len_of(sample: Sample) -> int:
     return len(sample.token_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("verb", ["sft", "pretrain"])
+def test_torchrun_trains_by_a_recipe_as_one_process_does(tmp_path, verb):
+    base = export(new_parts(tiny_config(**MOE), tiny_tokenizer()), tmp_path / "base")
+    if verb == "sft":
+        talks = [{"prompt": f"{n}+{n}", "completion": str(2 * n)} for n in range(20)]
+        lines = [
+            {
+                "messages": [
+                    dict(role="user", content=row["prompt"]),
+                    dict(role="assistant", content=row["completion"]),
+                ]
+            }
+            for row in talks
+        ]
+    else:
+        lines = [{"text": f"def double_{n}():\n    return {2 * n}\n" * (n % 3 + 1)} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'model = "{base}"\ndata = ["{tmp_path / "rows.jsonl"}"]\nbatch_size = 7\neval_share = 0.2\n'
+        f"eval_every = 2\n[train]\nlr = 1e-3\nmax_tokens = 100\n"
+    )
+
+    def command(run: str, *more: str) -> list[str]:
+        return ["-m", "lathe.cli", verb, str(recipe), "--set", f"run={tmp_path / run}", *more]
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run_command([*torchrun, *command("two")])
+    run_command([sys.executable, *command("one")])
+    two, one = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
+    assert [each["step"] for each in two] == [each["step"] for each in one]
+    for mine, right in zip(two, one, strict=True):
+        for name in right.keys() - {"seconds", "tokens_per_s"}:
+            assert mine[name] == pytest.approx(right[name], rel=1e-3, abs=1e-6), name
+    weights = [load_parts(str(tmp_path / run / "model")).model.state_dict() for run in ("two", "one")]
+    for name, weight in weights[1].items():
+        assert float((weights[0][name] - weight).abs().mean()) < 1e-3 * float(weight.abs().mean()), name
+    # two processes go on where one ended, and one where two did
+    for name, launcher in (("one", torchrun), ("two", [sys.executable])):
+        run_command([*launcher, *command(name, "--resume", "--set", "epochs=2")])
+    two, one = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
+    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=1e-3)
+    assert two[-1]["step"] == one[-1]["step"] > 2
+
+
+def run_command(command: list[str]) -> None:
+    path = os.pathsep.join(sys.path)
+    ran = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr

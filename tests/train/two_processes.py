@@ -23,7 +23,7 @@ from lathe.kernels.cpu.library import load
 from lathe.model.transformer import Transformer
 from lathe.train.batch import Batch, Sample, pack
 from lathe.train.lora import Lora, LoraConfig
-from lathe.train.parallel import World, gather, join, leave, shard, whole_model
+from lathe.train.parallel import World, gather, joined, shard, whole_model
 from lathe.train.trainer import TrainConfig, Trainer
 from lathe.train.weights import receive_weights, send_end, send_weights
 from lathe.types import SamplingParams
@@ -137,16 +137,15 @@ def serve(folder: Path, model: Transformer) -> None:
 
 def train(folder: str, variants: list[str]) -> None:
     """What one process does."""
-    world = join()
-    for variant in variants:
-        path = Path(folder, f"{variant}.from")
-        if variant == "weights":
-            found = train_and_serve(Path(folder), world)
-        else:
-            found = run(variant, world, torch.load(path) if path.exists() else None)
-        if world.is_first:
-            torch.save(found, Path(folder, f"{variant}.pt"))
-    leave(world)
+    with joined() as world:
+        for variant in variants:
+            path = Path(folder, f"{variant}.from")
+            if variant == "weights":
+                found = train_and_serve(Path(folder), world)
+            else:
+                found = run(variant, world, torch.load(path) if path.exists() else None)
+            if world.is_first:
+                torch.save(found, Path(folder, f"{variant}.pt"))
 
 
 def as_rank(rank: int, port: int, *task: Any) -> None:
