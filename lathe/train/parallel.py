@@ -34,7 +34,6 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: str = "cpu"
     mesh: Any = None
 
     @property
@@ -47,22 +46,18 @@ ALONE = World()
 
 
 @contextmanager
-def joined(device: str = "cpu") -> Iterator[World]:
-    """The world that torchrun started this process in; alone without torchrun. With "cuda" each process takes
-    a GPU of its own. Once in a process, around all that it does."""
+def joined() -> Iterator[World]:
+    """The world that torchrun started this process in; alone without torchrun. Once in a process, around all
+    that it does. On CPUs, by gloo."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        yield World(device=device)
+        yield ALONE
         return
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    kind = device.partition(":")[0]
-    if kind == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=PATIENCE)
     size = dist.get_world_size()
-    yield World(dist.get_rank(), size, device, init_device_mesh(kind, (size,)))
+    yield World(dist.get_rank(), size, init_device_mesh("cpu", (size,)))
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
