@@ -11,7 +11,9 @@ from itertools import islice
 
 from lathe.agent.attempt import AgentConfig
 from lathe.agent.tools import NATIVE_TOOLS
+from lathe.agent.tools.tool import AgentTool
 from lathe.engine.llm import LLM
+from lathe.errors import UserError
 from lathe.rollout.attempt import RolloutConfig, rollout
 from lathe.sandbox.pool import Pool
 from lathe.tasks.known import Verify
@@ -81,13 +83,22 @@ class Collector:
             max_tokens=self.sample.max_tokens,
             max_time_s=self.sample.max_time_s,
         )
-        config = RolloutConfig(agent, NATIVE_TOOLS if self.sample.tools else ())
+        config = RolloutConfig(agent, tools_named(self.sample.tools))
         async with self.turns:
             done = await rollout(task, self.llm, self.pool, config, verify=self.verify)
         return replace(done, info={"attempt": number, **done.info})
 
     def _teaches(self, group: Group) -> bool:
         return any(judge_group(group, replace(self.credit, stale="keep"), self.reward).advantages)
+
+
+def tools_named(names: Sequence[str]) -> tuple[AgentTool, ...]:
+    """The agent's tools of these names. Raises UserError for another name."""
+    known = {tool.spec.name: tool for tool in NATIVE_TOOLS}
+    for name in names:
+        if name not in known:
+            raise UserError(f"sample.tools: {name!r} is no tool; there are {', '.join(known)}.")
+    return tuple(known[name] for name in names)
 
 
 def seed_of(*parts: object) -> int:

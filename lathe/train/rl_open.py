@@ -96,12 +96,11 @@ def tasks_of(config: TasksConfig, seed: int) -> tuple[list[Task], list[Task]]:
     if config.family is not None:
         family = family_of(config, seed)
         assert config.num_train is not None and config.num_eval is not None, "a family's recipe has both"
-        train = [
-            family.task(each, f"rl-{n}") for n, each in enumerate(family.problems("rl", config.num_train))
-        ]
-        held = [
-            family.task(each, f"eval-{n}") for n, each in enumerate(family.problems("eval", config.num_eval))
-        ]
+        make = family.task if config.family == "micro_python" else family.bug
+        train, held = (
+            [make(problem, f"{part}-{n}") for n, problem in enumerate(family.problems(part, count))]
+            for part, count in (("rl", config.num_train), ("eval", config.num_eval))
+        )
         return train, held
     assert config.train is not None, "a recipe has a family or a file"
     train = list(read_tasks(config.train))[: config.num_train]

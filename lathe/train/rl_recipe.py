@@ -15,13 +15,14 @@ from lathe.train.trainer import TrainConfig
 
 @dataclass(frozen=True)
 class TasksConfig:
-    """What is reinforced, and what it is evaluated on: files of tasks, or a family that is made here.
+    """What is reinforced, and what it is evaluated on: files of tasks, or a family that is made here. Planted
+    bugs are micro-Python programs with one mistake, to be found and mended.
 
     `num_train` and `num_eval` are how many tasks are taken, None all of a file. `max_steps` and `misled` are
     the micro-Python family's (see `families/micro_python.py`).
     """
 
-    family: Literal["micro_python"] | None = None
+    family: Literal["micro_python", "planted_bugs"] | None = None
     train: Path | None = None
     eval: Path | None = None
     num_train: int | None = None
@@ -78,12 +79,13 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How attempts are made. `tools`: with the agent's tools and a sandbox, up to `max_turns` replies; else
-    one question and one answer. `max_tokens` bounds an attempt. `system` None is the agent's own prompt."""
+    """How attempts are made. `tools` are names of the agent's (bash, edit, …): with them it works in a
+    sandbox, up to `max_turns` replies; without, it is one question and one answer. `max_tokens` bounds an
+    attempt. `system` None is the agent's own prompt. `concurrency` attempts are made at once."""
 
     max_tokens: int = 256
     temperature: float = 1.0
-    tools: bool = False
+    tools: tuple[str, ...] = ()
     max_turns: int | None = None
     max_time_s: float | None = None
     system: str | None = None

@@ -11,9 +11,8 @@ from lathe.tasks.verify import verify_many
 from lathe.train.families.micro_python import (
     PARTS,
     MicroPython,
-    function_of,
+    fails,
     normalized,
-    outcome,
     telling_inputs,
 )
 from lathe.train.families.micro_python_words import ENDINGS, STEPS
@@ -67,10 +66,8 @@ def test_inputs_tell_mistakes_from_the_solution_wherever_they_differ_at_all():
         inputs = telling_inputs(problem, random.Random(0))
         others = telling_inputs(problem, random.Random(1))
         for code in problem.variants():
-            solve = function_of(code)
             total += 1
-            if all(outcome(solve, given) == answer for given, answer in inputs):
-                missed += any(outcome(solve, given) != answer for given, answer in others)
+            missed += fails(code, others) and not fails(code, inputs)
     assert missed / total < 0.02
 
 
@@ -79,16 +76,15 @@ async def test_tasks_are_solved_by_their_solution_and_not_by_a_mistake(pool):
     problems = family.problems("eval", 3)
     tasks = [family.task(problem, str(place)) for place, problem in enumerate(problems)]
     right = [
-        (task, Patch.of({"solution.py": each.solution})) for task, each in zip(tasks, problems, strict=True)
+        (task, Patch.of({"solution.py": problem.solution}))
+        for task, problem in zip(tasks, problems, strict=True)
     ]
-    code = next(
-        code
-        for code in problems[0].variants()
-        if any(
-            outcome(function_of(code), given) != answer
-            for given, answer in telling_inputs(problems[0], random.Random(0))
-        )
-    )
-    wrong = [(tasks[0], Patch.of({"solution.py": code})), (tasks[1], Patch())]
-    verdicts = await verify_many([*right, *wrong], pool)
-    assert [verdict.reward for verdict in verdicts] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    bug = family.bug(problems[0], "bug")
+    attempts = [
+        (tasks[0], Patch.of({"solution.py": bug.files["solution.py"]})),
+        (tasks[1], Patch()),
+        (bug, Patch()),
+        (bug, Patch.of({"solution.py": problems[0].solution})),
+    ]
+    verdicts = await verify_many([*right, *attempts], pool)
+    assert [verdict.reward for verdict in verdicts] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0]

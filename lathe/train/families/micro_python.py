@@ -16,8 +16,8 @@ from __future__ import annotations
 import ast
 import builtins
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -172,6 +172,19 @@ class MicroPython:
             info={"entry_point": FUNCTION, "answer_file": "solution.py", "deterministic": True},
         )
 
+    def bug(self, problem: Problem, id: str) -> Task:
+        """The same as a repository whose program has one mistake: to be found and mended."""
+        rng = random.Random(f"{self.seed} {problem.prompt} bug")
+        inputs = telling_inputs(problem, rng)
+        mistaken = [code for code in problem.variants() if fails(code, inputs)]
+        asked = ", then ".join(step.ask for step in problem.steps)
+        readme = f"{FUNCTION}(xs) in solution.py takes a list of whole numbers. It should {asked}.\n"
+        return replace(
+            self.task(problem, id),
+            prompt=f"{readme}It does something else: find the mistake in solution.py and mend it.",
+            files={"README.md": readme, "solution.py": rng.choice(mistaken)},
+        )
+
     def _draw(self, rng: random.Random) -> Problem:
         words = [rng.choice(STEPS) for _ in range(rng.randint(1, self.max_steps))] + [rng.choice(ENDINGS)]
         return Problem(
@@ -201,6 +214,12 @@ def telling_inputs(problem: Problem, rng: random.Random) -> list[tuple[list[int]
         if (not mistaken and len(chosen) >= 6) or len(chosen) == MAX_INPUTS:
             break
     return chosen
+
+
+def fails(code: str, inputs: Sequence[tuple[list[int], Any]]) -> bool:
+    """Whether a program gives something else on one of the inputs."""
+    solve = function_of(code)
+    return any(outcome(solve, given) != answer for given, answer in inputs)
 
 
 def random_list(rng: random.Random) -> list[int]:
