@@ -247,7 +247,7 @@ def types_of_use(name: str, function: ast.FunctionDef) -> list[str]:
                         scores[kind] += 2
                 if called == "isinstance" and len(args) == 2 and getattr(args[0], "id", None) == name:
                     for each in ast.walk(args[1]):
-                        if isinstance(each, ast.Name) and each.id in METHODS:
+                        if isinstance(each, ast.Name) and each.id in FILLED:
                             scores[each.id] += 3
             case ast.BinOp(left=left, right=right):
                 sides = [left, right]
@@ -274,5 +274,5 @@ CALLED: Mapping[str, tuple[str, ...]] = {
 FILLED: Mapping[str, tuple[str, ...]] = {
     "list": ("list[int]", "list[str]", "list[tuple[int, int]]"), "set": ("set[int]",),
     "dict": ("dict[str, int]", "dict[int, list[int]]"), "str": ("str",), "bytes": ("bytes",),
-    "int": ("int",), "float": ("float",),
+    "int": ("int",), "float": ("float",), "bool": ("bool",), "tuple": ("tuple[int, ...]",),
 }  # fmt: skip

@@ -17,7 +17,8 @@ from lathe.synth.lab import Lab, Outcome
 from lathe.synth.suite import Case
 
 MAX_RAISING = 0.2  # of the inputs that are kept
-MAX_USUAL = 0.95  # of them with one outcome
+OFTEN = 0.6  # of them with one outcome: others are looked for
+MAX_USUAL = 0.95
 MIN_CASES = 10
 MAX_COMBINATIONS = 24
 TRIES = 8  # inputs for each combination of types
@@ -44,24 +45,52 @@ async def find_cases(
     if not parameters:
         raise Dropped("no type for its arguments")
     combinations = await choose_types(lab, program, parameters, known, seed)
-    drawn: list[str] = []
-    for place, types in enumerate(combinations):
-        each = -(-count // len(combinations))
-        try:
-            drawn += await asyncio.to_thread(drawn_calls, parameters, types, known, each, seed + place)
-        except CantMake as error:
-            raise Dropped("no type for its arguments", str(error)) from error
-    random.Random(seed).shuffle(drawn)
+    drawn = await draw_inputs(parameters, combinations, known, count, seed)
     inputs = list(dict.fromkeys([*observed_calls(observed), *more, *drawn]))
     cases, why = await validated(lab, program, inputs, seed)
     if why["differs between runs"] > 0.1 * len(inputs):
         raise Dropped("not deterministic")
     if len(cases) < MIN_CASES:
         raise Dropped(*reason_for(why.most_common(1)[0][0] if why else "few inputs"))
-    outcomes = Counter((case.wanted.value, case.wanted.raises[:1], str(case.wanted.after)) for case in cases)
-    if outcomes.most_common(1)[0][1] > MAX_USUAL * len(cases):
-        raise Dropped("gives nearly always the same")
+    usual, share = usual_outcome(cases)
+    if share > OFTEN:
+        again = await draw_inputs(parameters, combinations, known, 3 * count, seed + 1000)
+        others, _ = await validated(lab, program, [each for each in again if each not in inputs], seed)
+        cases += [case for case in others if outcome_key(case) != usual]
+        random.Random(seed).shuffle(cases)
+        usual, share = usual_outcome(cases)
+    if share > MAX_USUAL:
+        raise Dropped("gives nearly always the same", f"{share:.0%} {usual[0]}"[:200])
     return cases
+
+
+async def draw_inputs(
+    parameters: Sequence[Parameter],
+    combinations: Sequence[tuple[str, ...]],
+    known: Constants,
+    count: int,
+    seed: int,
+) -> list[str]:
+    """As many of each combination of types, mixed. Raises Dropped."""
+    drawn: list[str] = []
+    each = -(-count // len(combinations))
+    for place, types in enumerate(combinations):
+        try:
+            drawn += await asyncio.to_thread(drawn_calls, parameters, types, known, each, seed + place)
+        except CantMake as error:
+            raise Dropped("no type for its arguments", str(error)) from error
+    random.Random(seed).shuffle(drawn)
+    return drawn
+
+
+def outcome_key(case: Case) -> tuple[str | None, tuple[str | None, ...], str]:
+    return (case.wanted.value, case.wanted.raises[:1], str(case.wanted.after))
+
+
+def usual_outcome(cases: Sequence[Case]) -> tuple[tuple[str | None, tuple[str | None, ...], str], float]:
+    """The commonest outcome, and its share."""
+    ((usual, number),) = Counter(map(outcome_key, cases)).most_common(1)
+    return usual, number / len(cases)
 
 
 async def validated(

@@ -162,23 +162,16 @@ class Work:
         return wrong
 
     def _examples(self, chosen: Sequence[int], letters: Sequence[str]) -> list[Case]:
-        """Telling calls with different outcomes, to be shown: none is a test. One raises, if a test does."""
-
-        def told(place: int) -> float:
-            """How many mutants the call rejects; long ones are hard to read."""
-            return sum(row[place] in KILLED for row in letters) / (60 + self.cases[place].cost)
-
-        ordered = sorted(
-            (place for place in range(len(self.cases)) if place not in chosen), key=told, reverse=True
-        )
-        others = [self.cases[place] for place in ordered]
-        found: list[Case] = []
-        for case in others:
-            if not case.wanted.raises and case.wanted.value not in [each.wanted.value for each in found]:
-                found.append(case)
-        found = found[:NUM_EXAMPLES]
+        """The most telling of the other calls, to be shown. One that raises, if a test does."""
+        rest = [place for place in range(len(self.cases)) if place not in chosen]
+        others = [self.cases[place] for place in rest if not self.cases[place].wanted.raises]
+        rows = [
+            "".join(row[place] for place in rest if not self.cases[place].wanted.raises) for row in letters
+        ]
+        told = choose_cases(others, rows, cover=1, min_cases=NUM_EXAMPLES, max_cases=NUM_EXAMPLES)
+        found = [others[place] for place in told]
         if any(case.wanted.raises for case in self.tests):
-            found += [case for case in others if case.wanted.raises][:1]
+            found += [self.cases[place] for place in rest if self.cases[place].wanted.raises][:1]
         return found
 
     # Tasks

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Constants:
     ints: tuple[int, ...] = ()
     floats: tuple[float, ...] = ()
     texts: tuple[str, ...] = ()
+    patterns: tuple[tuple[str, int], ...] = ()  # regular expressions, with their flags
 
     @classmethod
     def of(cls, tree: ast.AST) -> Constants:
@@ -39,7 +41,33 @@ class Constants:
         }
         floats = {each for each in values if type(each) is float and each - each == 0}
         texts = {each for each in values if type(each) is str and 0 < len(each) <= 40 and each not in docs}
-        return cls(tuple(sorted(ints))[:60], tuple(sorted(floats))[:30], tuple(sorted(texts))[:60])
+        patterns = dict.fromkeys(patterns_of(tree))
+        return cls(
+            tuple(sorted(ints))[:60],
+            tuple(sorted(floats))[:30],
+            tuple(sorted(texts))[:60],
+            tuple(patterns)[:8],
+        )
+
+
+def patterns_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """The regular expressions that a program compiles or asks for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re.") and node.args:
+            pattern = node.args[0]
+            if (
+                isinstance(pattern, ast.Constant)
+                and isinstance(pattern.value, str)
+                and len(pattern.value) < 1000
+            ):
+                said = ast.unparse(node)
+                named = ("VERBOSE", "IGNORECASE", "MULTILINE", "DOTALL", "ASCII")
+                flags = sum(int(re.RegexFlag[name]) for name in named if f"re.{name}" in said)
+                try:
+                    re.compile(pattern.value, flags)
+                except (re.error, RecursionError, OverflowError):
+                    continue
+                yield pattern.value, flags
 
 
 class CantMake(Exception):
@@ -186,6 +214,7 @@ def texts(known: Constants) -> Strategy:
     """Words, spaces and digits; and the program's own texts and characters, alone and between others."""
     from hypothesis import strategies as st
 
+    alphabet = st.characters(max_codepoint=126)
     own = "".join(sorted({char for text in known.texts for char in text}))[:60]
     letters = st.text(string.ascii_letters, min_size=1, max_size=6)
     words = st.lists(st.text("abcAB", min_size=1, max_size=4), max_size=4).map(" ".join)
@@ -208,6 +237,11 @@ def texts(known: Constants) -> Strategy:
             st.sampled_from(known.texts), letters, st.text("0123456789", min_size=1, max_size=3)
         )
         kinds += [st.sampled_from(known.texts), st.lists(piece, max_size=5).map("".join)]
+    kinds += [
+        st.from_regex(re.compile(pattern, flags), alphabet=alphabet, fullmatch=whole)
+        for pattern, flags in known.patterns
+        for whole in (True, False)
+    ]
     return st.one_of(*kinds)
 
 
@@ -229,7 +263,9 @@ def drawn_calls(
 
     whole = st.tuples(*(strategy_of(kind, known) for kind in types))
     found: dict[str, None] = {}
-    for values in draw(whole, count, seed):
+    for number, values in enumerate(draw(whole, count, seed)):
+        if number % 2:
+            values = equally_long(values)
         sources = [text_of(value) for value in values]
         plain = [text for each, text in zip(parameters, sources, strict=True) if not each.is_keyword]
         named = [(each.name, text) for each, text in zip(parameters, sources, strict=True) if each.is_keyword]
@@ -237,6 +273,12 @@ def drawn_calls(
         if len(text) <= MAX_INPUT_CHARS:
             found[text] = None
     return list(found)
+
+
+def equally_long(values: Sequence[Any]) -> list[Any]:
+    """Lists that belong together have one length, which chance seldom gives them."""
+    lengths = [len(each) for each in values if isinstance(each, list)]
+    return [each[: min(lengths)] if isinstance(each, list) else each for each in values]
 
 
 def observed_calls(observed: Sequence[Observed]) -> list[str]:

@@ -1,6 +1,7 @@
 """Choosing tests, rewriting programs, agreeing on outputs, drawing inputs, reading a corpus."""
 
 import ast
+import re
 
 import pytest
 from hypothesis import given
@@ -198,3 +199,13 @@ def test_a_corpus_is_files_folders_and_installed_packages(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no Python"):
         read_corpus([str(tmp_path / "empty")])
+
+
+def test_a_programs_regular_expressions_are_drawn_from():
+    program = ast.parse(
+        "import re\nOWN = re.compile('v([0-9]+)[.]X', re.IGNORECASE)\n\n\ndef f(a: str):\n    return OWN\n"
+    )
+    known = Constants.of(program)
+    assert known.patterns == (("v([0-9]+)[.]X", int(re.IGNORECASE)),)
+    calls = drawn_calls(parameters_of(program.body[-1], []), ("str",), known, 80, 7)
+    assert any(re.fullmatch("v[0-9]+[.]X", eval(each)[0][0], re.IGNORECASE) for each in calls)
