@@ -38,6 +38,7 @@ def functions(
     ],
     out: Out,
     kinds: Annotated[str, typer.Option(help="Which kinds of tasks.")] = "write,fix,complete,predict",
+    language: Annotated[str, typer.Option(help="python, javascript or perl.")] = "python",
     where: Where = None,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="The same seed makes the same tasks.")] = 0,
@@ -70,9 +71,11 @@ def functions(
 
     Nothing of the sources runs outside of a sandbox. FILE.drops says what became of each candidate.
     """
+    from lathe.synth.foreign import ForeignMaker
     from lathe.synth.functions import FunctionMaker, FunctionsConfig
     from lathe.synth.gates import Thresholds
     from lathe.synth.kinds import KINDS
+    from lathe.synth.languages import LANGUAGES
     from lathe.synth.source import read_functions
 
     chosen = tuple(each.strip() for each in kinds.split(",") if each.strip())
@@ -81,12 +84,21 @@ def functions(
     asked = Thresholds(min_tests=min_tests, min_mutation=min_mutation, min_tnr=min_tnr)
     picked: Any = chosen
     config = FunctionsConfig(picked, seed, num_gold=gold, num_attempts=attempts, asked=asked)
+    if language not in ("python", *LANGUAGES):
+        raise UserError(f"{language} is no language that tasks are made of: python, {', '.join(LANGUAGES)}.")
     corpus = read_functions(
-        sources, licence=licence, seed=seed, limit=limit, benchmarks=benchmark or (), humaneval=humaneval
+        sources,
+        language=language,
+        licence=licence,
+        seed=seed,
+        limit=limit,
+        benchmarks=benchmark or (),
+        humaneval=humaneval,
     )
     settings = {
         "maker": "functions",
         "sources": sorted(sources),
+        "language": language,
         "candidates": len(corpus.candidates),
         "where": where,
         "config": repr(config),
@@ -96,6 +108,8 @@ def functions(
     }
 
     async def begin(stack: AsyncExitStack, pool: Any) -> Any:
+        if language != "python":
+            return ForeignMaker(pool, config, corpus.benchmarks).make
         asked_model = await open_model(stack, model, served_name, api_key)
         return FunctionMaker(
             pool, corpus.scopes, corpus.observed, config, corpus.benchmarks, asked_model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import itertools
 import random
 from collections import Counter
@@ -45,7 +44,7 @@ async def find_cases(
     if not parameters:
         raise Dropped("no type for its arguments")
     combinations = await choose_types(lab, program, parameters, known, seed)
-    drawn = await draw_inputs(parameters, combinations, known, count, seed)
+    drawn = draw_inputs(parameters, combinations, known, count, seed)
     inputs = list(dict.fromkeys([*observed_calls(observed), *more, *drawn]))
     cases, why = await validated(lab, program, inputs, seed)
     if why["differs between runs"] > 0.1 * len(inputs):
@@ -54,7 +53,7 @@ async def find_cases(
         raise Dropped(*reason_for(why.most_common(1)[0][0] if why else "few inputs"))
     usual, share = usual_outcome(cases)
     if share > OFTEN:
-        again = await draw_inputs(parameters, combinations, known, 3 * count, seed + 1000)
+        again = draw_inputs(parameters, combinations, known, 3 * count, seed + 1000)
         others, _ = await validated(lab, program, [each for each in again if each not in inputs], seed)
         cases += [case for case in others if outcome_key(case) != usual]
         random.Random(seed).shuffle(cases)
@@ -64,7 +63,7 @@ async def find_cases(
     return cases
 
 
-async def draw_inputs(
+def draw_inputs(
     parameters: Sequence[Parameter],
     combinations: Sequence[tuple[str, ...]],
     known: Constants,
@@ -76,7 +75,7 @@ async def draw_inputs(
     each = -(-count // len(combinations))
     for place, types in enumerate(combinations):
         try:
-            drawn += await asyncio.to_thread(drawn_calls, parameters, types, known, each, seed + place)
+            drawn += drawn_calls(parameters, types, known, each, seed + place)
         except CantMake as error:
             raise Dropped("no type for its arguments", str(error)) from error
     random.Random(seed).shuffle(drawn)
@@ -128,7 +127,7 @@ async def choose_types(
     tried: list[tuple[int, str]] = []
     for place, types in enumerate(combinations):
         try:
-            some = await asyncio.to_thread(drawn_calls, parameters, types, known, 3 * TRIES, seed)
+            some = drawn_calls(parameters, types, known, 3 * TRIES, seed)
         except CantMake:
             continue
         tried += [(place, given) for given in some[-TRIES:]]

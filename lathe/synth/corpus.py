@@ -73,13 +73,18 @@ def _read_source(source: str, licence: str | None) -> Iterator[SourceFile]:
     if source == STDLIB:
         yield from _stdlib()
     elif path.exists():
-        origin = Origin(path.resolve().name, _commit(path), licence or _licence_beside(path))
+        origin = folder_origin(path, licence)
         root = path.parent if path.is_file() else path
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             if not any(part.startswith(".") for part in file.relative_to(root).parts):
                 yield from _read_file(file, root, origin)
     else:
         yield from _installed(source)
+
+
+def folder_origin(path: Path, licence: str | None = None) -> Origin:
+    """The name, the commit and the licence of a file or a folder, as far as they are known."""
+    return Origin(path.resolve().name, _commit(path), licence or _licence_beside(path))
 
 
 def _stdlib() -> Iterator[SourceFile]:

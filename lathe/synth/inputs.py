@@ -257,7 +257,11 @@ def call_text(args: Sequence[str], kwargs: Sequence[tuple[str, str]] = ()) -> st
 def drawn_calls(
     parameters: Sequence[Parameter], types: Sequence[str], known: Constants, count: int, seed: int
 ) -> list[str]:
-    """Calls whose arguments have these types, without repetition. Raises CantMake, MissingExtra."""
+    """Calls whose arguments have these types, without repetition. Raises CantMake, MissingExtra.
+
+    Not for threads: CPython 3.11 keeps one depth of syntax trees for all of them (python/cpython#106905), and
+    parsing in two at once is a SystemError.
+    """
     import_hypothesis()
     from hypothesis import strategies as st
 

@@ -73,6 +73,8 @@ def first_argument(given: str) -> ast.expr | None:
 
 def arguments_of(given: str) -> tuple[list[ast.expr], list[tuple[str, ast.expr]]]:
     tree = ast.parse(given, mode="eval").body
+    if isinstance(tree, ast.List):  # the arguments as JSON
+        return tree.elts, []
     assert isinstance(tree, ast.Tuple)
     args, kwargs = tree.elts
     assert isinstance(args, ast.Tuple) and isinstance(kwargs, ast.Dict)
