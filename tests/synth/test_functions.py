@@ -215,6 +215,7 @@ async def test_changed_arguments_iterators_and_exceptions_are_outcomes(pool):
     )
     async with open_lab(pool) as lab:
         found = await lab.observe(source, "f", ["(([1],), {})", "(([],), {})", "((object(),), {})"])
+        assert await lab.compare([source], "f", ["(([1],), {})", "(([],), {})"], found[:2]) == ["11"]
     assert (found[0].value, found[0].is_lazy, found[0].after) == ("[2, 2]", True, {0: "[1, 1]"})
     assert found[1].raises[0] == "KeyError"
 
