@@ -86,9 +86,7 @@ def made_of(source, licence="MIT"):
 
 
 def maker_for(pool, files, **options):
-    return FunctionMaker(
-        pool, scopes_of(files), calls_in(files), FunctionsConfig(num_gold=2, num_inputs=40), **options
-    )
+    return FunctionMaker(pool, scopes_of(files), calls_in(files), FunctionsConfig(num_gold=2), **options)
 
 
 @pytest.fixture(scope="module")

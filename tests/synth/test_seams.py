@@ -17,7 +17,10 @@ from lathe.synth.where import parse_query
 from lathe.types import HiddenTests, Task
 
 TASK = Task("t", "Write it.", HiddenTests(report="python", files={"test_t.py": "assert True"}))
-GOOD = Gates(8, 3, 0.0, 0.0, 0.0, 0.0, 7, 0.9, 30, 1.0, 5, 1.0, 6, 0.25, 4)
+GOOD = Gates(
+    num_tests=8, num_gold=3, flake=0.0, noop=0.0, stub=0.0, cheats=0.0, num_cheats=7, mutation=0.9,
+    num_mutants=30, tpr=1.0, num_right=5, tnr=1.0, num_wrong=6, difficulty=0.25, num_attempts=4,
+)  # fmt: skip
 
 shares = st.none() | st.floats(0, 1)
 counts = st.integers(0, 99)
