@@ -20,18 +20,19 @@ from lathe.train.checkpoint import load_state, saved_steps
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(load() is None, reason="no compiled kernels here"),
     pytest.mark.usefixtures("pool"),
 ]
 
-STEPS, KILLS = 40, 10
+STEPS, KILLS = 30, 10
 RECIPE = f"""
 seed = 3
 num_threads = 1
 tasks = {{family = "micro_python", num_train = 40, num_eval = 2}}
 sample = {{max_tokens = 40, max_context = 256, kv_memory_bytes = 4_000_000}}
 loop = {{steps = {STEPS}, groups = 4, group_size = 4, minibatches = 2, eval_every = 10}}
-train = {{lr = 1e-3, deterministic = true}}
+train = {{lr = 2e-4, deterministic = true}}
 reward = {{unfinished = 1.0}}
 """
 
