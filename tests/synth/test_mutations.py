@@ -106,7 +106,7 @@ def test_what_is_not_touched_stays_as_it_was():
             assert now[len(now) - len(was) + function.end :] == was[function.end :]
 
 
-@pytest.mark.parametrize("module", [ast, inspect, textwrap])
+@pytest.mark.parametrize("module", [ast, pytest.param(inspect, marks=pytest.mark.slow), textwrap])
 def test_faults_of_real_modules_make_programs(module):
     source = inspect.getsource(module)
     functions = functions_of(source)

@@ -160,6 +160,7 @@ async def test_a_model_breaks_a_function_and_describes_it(shop):
     assert gates_of(task).difficulty == 0.0 and gates_of(task).num_attempts == 2
 
 
+@pytest.mark.slow
 async def test_a_making_goes_on_where_it_was(repository, pool, tmp_path, monkeypatch):
     config = replace(CONFIG, num_candidates=2, kinds=("body",), num_runs=1, num_mutants=0)
     out = tmp_path / "tasks.jsonl"

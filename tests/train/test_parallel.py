@@ -43,6 +43,7 @@ def assert_same_run(found: dict, wanted: dict, tolerance: float = 1e-4) -> None:
         assert difference < tolerance * weight.float().abs().mean(), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     in_two_processes(tmp_path, "plain")
     found, wanted = torch.load(tmp_path / "plain.pt"), run("plain", ALONE)
