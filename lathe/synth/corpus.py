@@ -33,6 +33,11 @@ class Origin:
     version: str | None = None
     licence: str | None = None
 
+    def place(self, where: str, line: int) -> str:
+        """A line of it, for people: "toolz 1.0.0: toolz/recipes.py, line 12"."""
+        version = f" {self.version}" if self.version else ""
+        return f"{self.name}{version}: {where}, line {line}"
+
 
 @dataclass(frozen=True)
 class SourceFile:

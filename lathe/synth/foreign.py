@@ -334,7 +334,6 @@ def task_of(
     reference: dict[str, str], answer_file: str,
 ) -> Task:  # fmt: skip
     origin = candidate.origin
-    version = f" {origin.version}" if origin.version else ""
     return Task(
         id=f"{candidate.id}:{kind}",
         prompt=prompt,
@@ -342,7 +341,7 @@ def task_of(
         files=files,
         limits=LIMITS,
         language=candidate.language.name,
-        source=f"{origin.name}{version}: {candidate.where}, line {candidate.line}",
+        source=origin.place(candidate.where, candidate.line),
         licence=origin.licence,
         info={"kind": kind, "answer_file": answer_file, "reference": reference, "importable": False},
     )

@@ -140,7 +140,6 @@ def task_of(
     """`info.reference` is a patch that solves it: for training on solutions, never for a prompt."""
     candidate = measured.program.candidate
     origin = candidate.file.origin
-    version = f" {origin.version}" if origin.version else ""
     info = {
         "kind": kind, "entry_point": measured.name, "answer_file": answer_file, "reference": reference,
         "importable": candidate.file.is_importable,
@@ -154,7 +153,7 @@ def task_of(
         files=files,
         limits=LIMITS,
         language="python",
-        source=f"{origin.name}{version}: {candidate.file.where}, line {candidate.node.lineno}",
+        source=origin.place(candidate.file.where, candidate.node.lineno),
         licence=origin.licence,
         info=info,
     )

@@ -10,7 +10,7 @@ Shapes: T tokens of a batch, S samples in it, N trained tokens in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -42,6 +42,20 @@ class Sample:
     @property
     def num_trained(self) -> int:
         return sum(self.loss_mask)
+
+
+def next_tokens(ids: Sequence[int]) -> Sample:
+    """A text of which every token but the first is trained."""
+    return Sample(tuple(ids), (False,) + (True,) * (len(ids) - 1))
+
+
+def weighed(samples: Sequence[Sample]) -> list[Sample]:
+    """Every trained token of a step counts alike: the loss is their mean."""
+    weight = 1 / max(sum(sample.num_trained for sample in samples), 1)
+    return [
+        replace(sample, weights=tuple(weight if trained else 0.0 for trained in sample.loss_mask))
+        for sample in samples
+    ]
 
 
 class Batch(NamedTuple):

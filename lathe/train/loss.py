@@ -27,10 +27,8 @@ CLIPS: dict[str, tuple[float, float]] = {
     "grpo": (0.2, 0.2),  # PPO's (Schulman et al. 2017); DeepSeekMath (arXiv 2402.03300) names none
     "dr_grpo": (0.2, 0.2),  # arXiv 2503.20783
     "dapo": (0.2, 0.28),  # "clip higher", arXiv 2503.14476
-    "cispo": (
-        1.0,
-        4.0,
-    ),  # no lower bound (arXiv 2506.13585, which keeps the upper one back); 5 as in 2510.13786
+    # no lower bound (arXiv 2506.13585, which keeps the upper one back); 5 as in 2510.13786
+    "cispo": (1.0, 4.0),
     "gspo": (3e-4, 4e-4),  # arXiv 2507.18071, section 5.1
     "gspo_token": (3e-4, 4e-4),
 }

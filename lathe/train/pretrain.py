@@ -17,7 +17,7 @@ from lathe.model.checkpoint import open_checkpoint
 from lathe.model.config import ModelConfig
 from lathe.text import fim
 from lathe.text.tokenizer import Tokenizer
-from lathe.train.batch import Sample
+from lathe.train.batch import Sample, next_tokens, weighed
 from lathe.train.parallel import ALONE, World, first_goes_first, shard
 from lathe.train.parts import Parts, load_parts, new_parts
 from lathe.train.sft import (
@@ -32,7 +32,6 @@ from lathe.train.sft import (
     open_log,
     save,
     shuffled,
-    weighed,
 )
 from lathe.train.token_shards import INDEX, TokenShards, write_token_shards
 from lathe.train.trainer import TrainConfig, Trainer
@@ -229,10 +228,6 @@ def spans(lengths: Iterable[int], window: int) -> Iterator[tuple[int, int, int]]
 def to_sample(ids: Sequence[int], recipe: PretrainRecipe, parts: Parts, rng: random.Random) -> Sample:
     """A window as it stands, or as a middle."""
     return middle(ids, parts, rng) if rng.random() < recipe.fim_rate else next_tokens(ids)
-
-
-def next_tokens(ids: Sequence[int]) -> Sample:
-    return Sample(tuple(ids), (False,) + (True,) * (len(ids) - 1))
 
 
 def middle(ids: Sequence[int], parts: Parts, rng: random.Random) -> Sample:

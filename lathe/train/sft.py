@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lathe.errors import UserError
 from lathe.log import RunLog, SilentLog
-from lathe.train.batch import Batch, Sample, cut, pack
+from lathe.train.batch import Batch, Sample, cut, pack, weighed
 from lathe.train.checkpoint import last_state, load_state, save_state
 from lathe.train.lora import Lora, LoraConfig
 from lathe.train.lora_files import save_lora
@@ -174,15 +174,6 @@ def batches(count: int, batch_size: int, epochs: int, seed: int, done: int = 0) 
         order = shuffled(count, seed, epoch)
         for place in range(max(done - epoch * per_epoch, 0), per_epoch):
             yield order[place * batch_size :][:batch_size]
-
-
-def weighed(samples: Sequence[Sample]) -> list[Sample]:
-    """Every trained token of a step counts alike: the loss is their mean."""
-    weight = 1 / max(sum(sample.num_trained for sample in samples), 1)
-    return [
-        replace(sample, weights=tuple(weight if trained else 0.0 for trained in sample.loss_mask))
-        for sample in samples
-    ]
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer as Trained
@@ -23,7 +22,7 @@ from lathe.model.config import ModelConfig
 from lathe.model.transformer import Transformer
 from lathe.text.chat_template import ChatTemplate
 from lathe.text.tokenizer import Tokenizer
-from lathe.train.batch import Sample
+from lathe.train.batch import Sample, next_tokens, weighed
 from lathe.train.families.micro_python import MicroPython, Problem
 from lathe.train.loss import sft_loss
 from lathe.train.parts import export, new_parts
@@ -108,8 +107,7 @@ def commented(problem: Problem, code: str) -> str:
 
 def whole_text(text: str, tokenizer: Tokenizer) -> Sample:
     end = tokenizer.special_tokens["<|endoftext|>"]
-    ids = (end, *tokenizer.encode(text), end)
-    return Sample(ids, (False, *[True] * (len(ids) - 1)))
+    return next_tokens([end, *tokenizer.encode(text), end])
 
 
 def answered(problem: Problem, code: str, tokenizer: Tokenizer, template: ChatTemplate) -> Sample:
@@ -154,12 +152,4 @@ def shuffled(samples: Sequence[Sample], size: int, rng: random.Random) -> Iterat
     """Whole batches, each token of which weighs the same."""
     order = rng.sample(samples, len(samples))
     for first in range(0, len(order) - size + 1, size):
-        yield averaged(order[first : first + size])
-
-
-def averaged(samples: Sequence[Sample]) -> list[Sample]:
-    weight = 1.0 / sum(sample.num_trained for sample in samples)
-    return [
-        replace(sample, weights=tuple(weight if trained else 0.0 for trained in sample.loss_mask))
-        for sample in samples
-    ]
+        yield weighed(order[first : first + size])

@@ -24,10 +24,11 @@ from lathe.log import read_metrics
 from lathe.testing import tiny_tokenizer
 from lathe.text import fim
 from lathe.train import sft
+from lathe.train.batch import next_tokens, weighed
 from lathe.train.lora import LoraConfig
 from lathe.train.parts import export, load_parts, new_parts
-from lathe.train.pretrain import PretrainRecipe, middle, next_tokens, run_pretrain, spans
-from lathe.train.sft import SftRecipe, batches, run_sft, weighed
+from lathe.train.pretrain import PretrainRecipe, middle, run_pretrain, spans
+from lathe.train.sft import SftRecipe, batches, run_sft
 from lathe.train.trainer import TrainConfig, Trainer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
