@@ -8,6 +8,7 @@ import random
 import re
 import string
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +94,26 @@ def draw(strategy: Strategy, count: int, seed: int) -> list[Any]:
 
     state = random.getstate()
     try:
-        note()
+        with no_constants_of_modules():
+            note()
     finally:
         random.setstate(state)
     return drawn
+
+
+@contextmanager
+def no_constants_of_modules() -> Iterator[None]:
+    """hypothesis also draws constants of whatever modules of one's own are imported: a seed would give other
+    values in another process. No setting turns that off."""
+    from hypothesis.internal.conjecture import providers
+
+    kept = providers._get_local_constants, providers.CONSTANTS_CACHE
+    providers._get_local_constants = providers.Constants
+    providers.CONSTANTS_CACHE = type(providers.CONSTANTS_CACHE)(1024)  # what it had knows such constants
+    try:
+        yield
+    finally:
+        providers._get_local_constants, providers.CONSTANTS_CACHE = kept
 
 
 def import_hypothesis() -> Any:

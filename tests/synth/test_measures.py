@@ -1,6 +1,7 @@
 """Choosing tests, rewriting programs, agreeing on outputs, drawing inputs, reading a corpus."""
 
 import ast
+import importlib
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from lathe.errors import UserError
 from lathe.synth.argument_types import calls_in, parameters_of, written_type
 from lathe.synth.corpus import Origin, SourceFile, read_corpus
 from lathe.synth.extract import NotSelfContained, candidates_of, extract, scopes_of
-from lathe.synth.inputs import Constants, drawn_calls
+from lathe.synth.inputs import Constants, draw, drawn_calls
 from lathe.synth.lab import Outcome
 from lathe.synth.majority import majority, ranked_solutions
 from lathe.synth.rewrites import REWRITES, rewrites_of
@@ -199,6 +200,15 @@ def test_a_corpus_is_files_folders_and_installed_packages(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no Python"):
         read_corpus([str(tmp_path / "empty")])
+
+
+def test_what_is_imported_changes_no_draw(tmp_path, monkeypatch):
+    before = draw(st.tuples(st.integers(-1000, 1000), st.text(max_size=8)), 200, 3)
+    names = "\n".join(f"number_{place} = {place}\ntext_{place} = 'word {place}'" for place in range(100, 200))
+    (tmp_path / "many_constants.py").write_text(names)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("many_constants")
+    assert draw(st.tuples(st.integers(-1000, 1000), st.text(max_size=8)), 200, 3) == before
 
 
 def test_a_programs_regular_expressions_are_drawn_from():
