@@ -68,9 +68,10 @@ async def test_a_fork_bomb_hurts_nobody_else(pool):
     assert (await neighbour.exec("echo well")).stdout == "well\n"
     assert not bomb.done()
     await bomb
-    assert int((await box.exec("ls /proc | grep -c '^[0-9]'")).stdout) < 10, (
-        "all of it ended with the command"
-    )
+    # All of it was killed with the command; to die takes each of them a moment of a core that is busy.
+    async with asyncio.timeout(20):
+        while int((await box.exec("ls /proc | grep -c '^[0-9]'")).stdout) >= 10:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def test_memory_is_bounded_also_by_many_and_in_shared_memory(pool):

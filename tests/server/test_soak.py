@@ -166,7 +166,7 @@ async def soak(llm: LLM, url: str, choices: list[Ask], num_clients: int, seconds
                 result.most_waiting = max(result.most_waiting, stats.num_waiting)
                 if num_warm == num_clients:
                     result.rss_bytes.append(process.memory_info().rss)
-                await asyncio.sleep(min(1.0, seconds / 20))
+                await asyncio.sleep(min(1.0, seconds / 100))
 
         watching = asyncio.create_task(watch())
         async with asyncio.TaskGroup() as clients:
